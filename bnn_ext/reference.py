@@ -1,0 +1,167 @@
+"""Every operator of `bnn_ext.ops` in a few lines of plain torch: the specification.
+
+Slow and obvious on purpose. Tests compare the kernels with these functions, bit for bit. Shapes
+and arguments are those of `bnn_ext.ops`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORD_BITS = 32
+
+
+def words(bits: int) -> int:
+    """Number of 32-bit words that hold `bits` bits."""
+    return (bits + WORD_BITS - 1) // WORD_BITS
+
+
+def sign(x: Tensor) -> Tensor:
+    """+1 where `x >= 0`, else -1, in the dtype of `x`; -0.0 gives +1 and NaN gives -1.
+
+    The one definition of sign in this package: float layers, packers and kernels agree with it.
+    """
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """Bool `[..., C]` -> int32 `[..., words(C)]`, least significant bit first, tail bits 0."""
+    channels = bits.shape[-1]
+    bits = F.pad(bits.long(), (0, words(channels) * WORD_BITS - channels))
+    bits = bits.unflatten(-1, (words(channels), WORD_BITS))
+    return (bits << torch.arange(WORD_BITS, device=bits.device)).sum(-1).to(torch.int32)
+
+
+def unpack_bits(packed: Tensor, channels: int) -> Tensor:
+    """int32 `[..., words]` -> bool `[..., channels]`."""
+    bits = (packed.unsqueeze(-1) >> torch.arange(WORD_BITS, device=packed.device)) & 1
+    return bits.flatten(-2)[..., :channels].bool()
+
+
+def compare(x: Tensor, threshold: Tensor, flip: Tensor | None) -> Tensor:
+    """Bool: `x >= threshold`, or `x <= threshold` in channels (last dimension) whose flip bit is set."""
+    if flip is None:
+        return x >= threshold
+    return torch.where(unpack_bits(flip, x.shape[-1]), x <= threshold, x >= threshold)
+
+
+def pack(input: Tensor, threshold: Tensor | None = None, flip: Tensor | None = None) -> Tensor:
+    if threshold is None:
+        return pack_bits(input >= 0)
+    return pack_bits(
+        compare(input if input.dtype == torch.int32 else input.float(), threshold, flip)
+    )
+
+
+def unpack(packed: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.where(unpack_bits(packed, channels), 1, -1).to(dtype)
+
+
+def flatten(packed: Tensor, channels: int) -> Tensor:
+    return pack_bits(unpack_bits(packed, channels).flatten(1))
+
+
+def finish_float(
+    sums: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """`sums * scale + bias` in float32, two roundings, then one rounding to `dtype`."""
+    out = sums.float()
+    if scale is not None:
+        out = out * scale
+    if bias is not None:
+        out = out + bias
+    return out.to(dtype)
+
+
+def linear(input: Tensor, weight: Tensor, in_features: int) -> Tensor:
+    x, w = unpack(input, in_features, torch.float64), unpack(weight, in_features, torch.float64)
+    return F.linear(x, w).to(torch.int32)
+
+
+def linear_float(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    return finish_float(linear(input, weight, in_features), scale, bias, dtype)
+
+
+def linear_bits(
+    input: Tensor, weight: Tensor, in_features: int, threshold: Tensor, flip: Tensor | None = None
+) -> Tensor:
+    return pack_bits(compare(linear(input, weight, in_features), threshold, flip))
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+) -> Tensor:
+    x = unpack(input, in_channels, torch.float64).permute(0, 3, 1, 2)
+    w = unpack(weight, in_channels // groups, torch.float64).permute(0, 3, 1, 2)
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=float(pad_value))
+    out = F.conv2d(x, w, None, stride, 0, dilation, groups)
+    return out.permute(0, 2, 3, 1).to(torch.int32).contiguous()
+
+
+def conv2d_float(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    sums = conv2d(input, weight, in_channels, stride, padding, dilation, groups, pad_value)
+    return finish_float(sums, scale, bias, dtype)
+
+
+def conv2d_bits(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+    *,
+    threshold: Tensor,
+    flip: Tensor | None = None,
+) -> Tensor:
+    sums = conv2d(input, weight, in_channels, stride, padding, dilation, groups, pad_value)
+    return pack_bits(compare(sums, threshold, flip))
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] | None = None,
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    ceil_mode: bool = False,
+    minimum: Tensor | None = None,
+) -> Tensor:
+    channels = input.shape[-1] * WORD_BITS
+    bits = unpack_bits(input, channels)
+    lowest = torch.zeros(channels, dtype=torch.bool, device=input.device)
+    if minimum is not None:
+        lowest = unpack_bits(minimum, channels)
+    x = torch.where(bits ^ lowest, 1.0, -1.0).permute(0, 3, 1, 2)
+    x = F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode).permute(0, 2, 3, 1)
+    return pack_bits((x > 0) ^ lowest)

@@ -1,0 +1,211 @@
+// Packed 2-d convolution on the CPU, NHWC words, no im2col.
+//
+// Zero padding is exact because taps outside the input are left out: output rows and columns are
+// sorted into spans that see the same kernel rows and columns, and every pair of spans becomes
+// lines of windows with their own taps. Padding by +1 or -1 convolves a padded copy.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/dot.h"
+
+namespace bnn_ext::cpu {
+namespace {
+
+using Pair = std::vector<int64_t>;
+
+struct Conv {
+  Tensor input, tiles;  // keep the memory that `dot` points to
+  std::vector<int64_t> shape;
+  Dot dot;
+};
+
+struct Axis {
+  int64_t size, kernel, stride, padding, dilation, out;
+};
+
+// Outputs [begin, end) see the kernel's taps [first, last).
+struct Span {
+  int64_t begin, end, first, last;
+};
+
+std::vector<Span> spans(const Axis& axis) {
+  std::vector<Span> result;
+  for (int64_t o = 0; o < axis.out; ++o) {
+    const int64_t start = o * axis.stride - axis.padding;
+    int64_t first = 0, last = axis.kernel;
+    while (first < last && start + first * axis.dilation < 0) ++first;
+    while (last > first && start + (last - 1) * axis.dilation >= axis.size) --last;
+    if (!result.empty() && result.back().first == first && result.back().last == last)
+      result.back().end = o + 1;
+    else
+      result.push_back({o, o + 1, first, last});
+  }
+  return result;
+}
+
+// The map with every group's channels moved to the start of a word of its own.
+Tensor align_groups(const Tensor& input, int64_t channels, int64_t groups) {
+  const int64_t group_channels = channels / groups;
+  const int64_t group_words = word_count(group_channels);
+  const int64_t pixels = input.size(0) * input.size(1) * input.size(2);
+  const Tensor aligned = new_tensor(
+      input, {input.size(0), input.size(1), input.size(2), groups * group_words}, ScalarType::Int);
+  const Word* from = data<Word>(input);
+  Word* to = mutable_data<Word>(aligned);
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, from += word_count(channels))
+    for (int64_t group = 0; group < groups; ++group)
+      for (int64_t bit = 0; bit < group_channels; bit += kWordBits)
+        *to++ = read_bits(from, group * group_channels + bit,
+                          std::min(kWordBits, group_channels - bit));
+  return aligned;
+}
+
+// The map with a border of +1 (all real bits set) or -1 (all bits clear).
+Tensor pad_map(const Tensor& input, int64_t channels, const Pair& padding, int64_t pad_value) {
+  const int64_t words = input.size(3);
+  const int64_t height = input.size(1), width = input.size(2);
+  const int64_t padded_height = height + 2 * padding[0], padded_width = width + 2 * padding[1];
+  const Tensor padded =
+      new_tensor(input, {input.size(0), padded_height, padded_width, words}, ScalarType::Int);
+  std::vector<Word> border(words, 0);
+  if (pad_value > 0)
+    for (int64_t word = 0; word < words; ++word)
+      border[word] = low_bits(channels - word * kWordBits);
+  const Word* from = data<Word>(input);
+  Word* to = mutable_data<Word>(padded);
+  for (int64_t image = 0; image < input.size(0); ++image)
+    for (int64_t y = 0; y < padded_height; ++y)
+      for (int64_t x = 0; x < padded_width; ++x, to += words) {
+        const int64_t source_y = y - padding[0], source_x = x - padding[1];
+        const bool inside = source_y >= 0 && source_y < height && source_x >= 0 && source_x < width;
+        const Word* pixel = from + ((image * height + source_y) * width + source_x) * words;
+        std::memcpy(to, inside ? pixel : border.data(), words * sizeof(Word));
+      }
+  return padded;
+}
+
+Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
+             Pair padding, const Pair& dilation, int64_t groups, int64_t pad_value,
+             const std::optional<Tensor>& tiles) {
+  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+                  "stride, padding and dilation must have 2 elements");
+  STD_TORCH_CHECK(groups > 0 && in_channels % groups == 0, "groups must divide in_channels");
+  STD_TORCH_CHECK(pad_value >= -1 && pad_value <= 1, "pad_value must be -1, 0 or 1");
+  Conv conv;
+  conv.input = checked_packed(input, "input", in_channels, 4);
+  const int64_t group_channels = in_channels / groups;
+  checked_packed(weight, "weight", group_channels, 4);
+  conv.tiles = checked_tiles(tiles, weight, groups);
+
+  if (pad_value != 0 && (padding[0] > 0 || padding[1] > 0)) {
+    conv.input = pad_map(conv.input, in_channels, padding, pad_value);
+    padding = {0, 0};
+  }
+  if (groups > 1 && group_channels % kWordBits != 0)
+    conv.input = align_groups(conv.input, in_channels, groups);
+
+  Axis axes[2];
+  for (int i = 0; i < 2; ++i) {
+    Axis& axis = axes[i];
+    axis = {conv.input.size(1 + i), weight.size(1 + i), stride[i], padding[i], dilation[i], 0};
+    STD_TORCH_CHECK(axis.stride > 0 && axis.dilation > 0 && axis.padding >= 0 && axis.kernel > 0,
+                    "stride, dilation and kernel size must be positive, padding not negative");
+    const int64_t room = axis.size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1;
+    STD_TORCH_CHECK(room >= 0, "the kernel does not fit the padded input");
+    axis.out = room / axis.stride + 1;
+  }
+  const Axis &vertical = axes[0], &horizontal = axes[1];
+  conv.shape = {input.size(0), vertical.out, horizontal.out};
+
+  const int64_t pixel_words = conv.input.size(3);
+  const int64_t row_words = horizontal.size * pixel_words;
+  const int64_t group_words = word_count(group_channels);
+  Dot& dot = conv.dot;
+  dot.input = data<Word>(conv.input);
+  dot.images = input.size(0);
+  dot.image_words = vertical.size * row_words;
+  dot.positions = vertical.out * horizontal.out;
+  dot.groups = groups;
+  dot.group_words = group_words;
+  dot.out_channels = weight.size(0) / groups;
+  dot.tiles = data<Word>(conv.tiles);
+  dot.block_words = vertical.kernel * horizontal.kernel * group_words * kBlock;
+
+  // Words of neighbouring pixels are neighbours unless dilation or other groups lie between.
+  const bool whole_rows = horizontal.dilation == 1 && groups == 1;
+  for (const Span& rows : spans(vertical))
+    for (const Span& columns : spans(horizontal)) {
+      const int64_t tap_columns = columns.last - columns.first;
+      Line line = {};
+      line.first_tap = dot.taps.size();
+      line.tap_words = whole_rows ? tap_columns * group_words : group_words;
+      line.k = static_cast<int32_t>((rows.last - rows.first) * tap_columns * group_channels);
+      for (int64_t ky = rows.first; ky < rows.last; ++ky)
+        for (int64_t kx = columns.first; kx < (whole_rows ? columns.first + 1 : columns.last); ++kx)
+          dot.taps.push_back({(ky - rows.first) * vertical.dilation * row_words +
+                                  (kx - columns.first) * horizontal.dilation * pixel_words,
+                              (ky * horizontal.kernel + kx) * group_words});
+      line.tap_count = line.k > 0 ? static_cast<int64_t>(dot.taps.size()) - line.first_tap : 0;
+
+      const auto input_at = [&](int64_t y, int64_t x) {
+        if (line.tap_count == 0) return int64_t{0};  // sees only padding
+        return (y * vertical.stride - vertical.padding + rows.first * vertical.dilation) *
+                   row_words +
+               (x * horizontal.stride - horizontal.padding + columns.first * horizontal.dilation) *
+                   pixel_words;
+      };
+      const int64_t height = rows.end - rows.begin, width = columns.end - columns.begin;
+      const bool along_rows = width >= height;  // the longer side fills more register tiles
+      for (int64_t i = 0; i < (along_rows ? height : width); ++i) {
+        const int64_t y = rows.begin + (along_rows ? i : 0);
+        const int64_t x = columns.begin + (along_rows ? 0 : i);
+        line.input = input_at(y, x);
+        line.output = y * horizontal.out + x;
+        line.count = along_rows ? width : height;
+        line.output_step = along_rows ? 1 : horizontal.out;
+        line.input_step = line.tap_count == 0 ? 0
+                          : along_rows        ? horizontal.stride * pixel_words
+                                              : vertical.stride * row_words;
+        add_line(dot.lines, line);
+      }
+    }
+  return conv;
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
+              const Pair& padding, const Pair& dilation, int64_t groups, int64_t pad_value,
+              const std::optional<Tensor>& tiles) {
+  const Conv conv =
+      prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
+  return dot_sums(conv.dot, input, conv.shape);
+}
+
+Tensor conv2d_float(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                    const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
+                    int64_t pad_value, const std::optional<Tensor>& scale,
+                    const std::optional<Tensor>& bias, ScalarType dtype,
+                    const std::optional<Tensor>& tiles) {
+  const Conv conv =
+      prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
+  return dot_float(conv.dot, input, conv.shape, scale, bias, dtype);
+}
+
+Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                   const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
+                   int64_t pad_value, const Tensor& threshold, const std::optional<Tensor>& flip,
+                   const std::optional<Tensor>& tiles) {
+  const Conv conv =
+      prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
+  return dot_bits(conv.dot, input, conv.shape, threshold, flip);
+}
+
+}  // namespace
+}  // namespace bnn_ext::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&bnn_ext::cpu::conv2d));
+  m.impl("conv2d_float", TORCH_BOX(&bnn_ext::cpu::conv2d_float));
+  m.impl("conv2d_bits", TORCH_BOX(&bnn_ext::cpu::conv2d_bits));
+}

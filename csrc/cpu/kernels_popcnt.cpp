@@ -1,0 +1,58 @@
+// Level "popcnt": x86 with the scalar POPCNT instruction (2008 onwards), no vector extension.
+#if defined(__x86_64__)
+#include "cpu/kernels.h"
+#include "cpu/target.h"
+
+BNN_TARGET_BEGIN("popcnt")
+namespace bnn_ext::cpu {
+namespace {
+
+struct Sum {
+  struct Vector {
+    Word lane[kBlock];
+  };
+  static constexpr int kRows = 1, kBlocks = 1;
+  static constexpr int64_t kCapacity = kUnlimited;
+
+  static inline Vector load(const Word* words) {
+    Vector vector;
+    for (int i = 0; i < kBlock; ++i) vector.lane[i] = words[i];
+    return vector;
+  }
+  static inline Vector broadcast(Word word) {
+    Vector vector;
+    for (int i = 0; i < kBlock; ++i) vector.lane[i] = word;
+    return vector;
+  }
+  static inline void hide(Vector& vector) { __asm__ volatile("" : "+m"(vector)); }
+
+  inline void add(const Vector& a, const Vector& w) {
+    for (int i = 0; i < kBlock; ++i) count[i] += __builtin_popcount(a.lane[i] ^ w.lane[i]);
+  }
+  inline void drain(int32_t* sums) {
+    for (int i = 0; i < kBlock; ++i) {
+      sums[i] -= 2 * count[i];
+      count[i] = 0;
+    }
+  }
+
+  int32_t count[kBlock] = {};
+};
+
+template <typename T>
+inline Word compare16(const T* x, const T* t, bool below) {
+  Word bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= Word{threshold_bit(x[i], t[i], below)} << i;
+  return bits;
+}
+
+#include "cpu/kernels_body.inl"
+
+}  // namespace
+
+const Kernels kKernelsPopcnt = {"popcnt",       Sum::kRows,       dot,          to_float,
+                                compare<float>, compare<int32_t>, register_peak};
+
+}  // namespace bnn_ext::cpu
+BNN_TARGET_END
+#endif

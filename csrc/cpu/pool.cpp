@@ -1,0 +1,91 @@
+// Max-pool of packed maps on the CPU: or of the words in a window; and in `minimum` channels.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "cpu/tensor.h"
+
+namespace bnn_ext::cpu {
+namespace {
+
+using Pair = std::vector<int64_t>;
+
+struct Axis {
+  int64_t size, kernel, stride, padding, dilation, out;
+
+  // The taps of output `o` that lie inside the input: [first, last).
+  int64_t first(int64_t o) const {
+    const int64_t start = o * stride - padding;
+    return start >= 0 ? 0 : (-start + dilation - 1) / dilation;
+  }
+  int64_t last(int64_t o) const {
+    const int64_t room = size - (o * stride - padding);
+    return std::min(kernel, (room + dilation - 1) / dilation);
+  }
+};
+
+Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stride,
+                  const Pair& padding, const Pair& dilation, bool ceil_mode,
+                  const std::optional<Tensor>& minimum) {
+  STD_TORCH_CHECK(input.dim() == 4, "input must have 4 dimensions");
+  STD_TORCH_CHECK(
+      kernel_size.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+      "kernel_size, stride, padding and dilation must have 2 elements");
+  const int64_t words = input.size(3);
+  const Tensor source = checked(input, "input", ScalarType::Int);
+  const auto minima = checked_vector(minimum, "minimum", words, ScalarType::Int);
+
+  Axis axes[2];
+  for (int i = 0; i < 2; ++i) {
+    Axis& axis = axes[i];
+    axis = {input.size(1 + i), kernel_size[i], stride[i], padding[i], dilation[i], 0};
+    STD_TORCH_CHECK(axis.kernel > 0 && axis.stride > 0 && axis.dilation > 0 && axis.padding >= 0 &&
+                        2 * axis.padding <= axis.kernel,
+                    "kernel_size, stride and dilation must be positive, padding at most half of "
+                    "kernel_size");
+    const int64_t room = axis.size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1;
+    STD_TORCH_CHECK(axis.size > 0 && room >= 0, "the window does not fit the padded input");
+    axis.out = (room + (ceil_mode ? axis.stride - 1 : 0)) / axis.stride + 1;
+    // torch's rule: the last window starts inside the input or its left padding.
+    if (ceil_mode && (axis.out - 1) * axis.stride >= axis.size + axis.padding) --axis.out;
+  }
+  const Axis &vertical = axes[0], &horizontal = axes[1];
+  const Tensor out =
+      new_tensor(input, {input.size(0), vertical.out, horizontal.out, words}, ScalarType::Int);
+
+  const Word* from = data<Word>(source);
+  const Word* lowest = data<Word>(minima);
+  Word* to = mutable_data<Word>(out);
+  const int64_t rows = input.size(0) * vertical.out;
+  const int64_t work = out.numel() * vertical.kernel * horizontal.kernel;
+  torch::stable::parallel_for(
+      0, rows, grain_for(rows, work, 1 << 14), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const Word* image = from + row / vertical.out * vertical.size * horizontal.size * words;
+          const int64_t oy = row % vertical.out;
+          for (int64_t ox = 0; ox < horizontal.out; ++ox)
+            for (int64_t word = 0; word < words; ++word) {
+              // Complementing the minimum channels before and after turns their and into an or.
+              const Word flip = lowest ? lowest[word] : 0;
+              Word bits = 0;
+              for (int64_t ky = vertical.first(oy); ky < vertical.last(oy); ++ky)
+                for (int64_t kx = horizontal.first(ox); kx < horizontal.last(ox); ++kx) {
+                  const int64_t y =
+                      oy * vertical.stride - vertical.padding + ky * vertical.dilation;
+                  const int64_t x =
+                      ox * horizontal.stride - horizontal.padding + kx * horizontal.dilation;
+                  bits |= image[(y * horizontal.size + x) * words + word] ^ flip;
+                }
+              to[(row * horizontal.out + ox) * words + word] = bits ^ flip;
+            }
+        }
+      });
+  return out;
+}
+
+}  // namespace
+}  // namespace bnn_ext::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {
+  m.impl("max_pool2d", TORCH_BOX(&bnn_ext::cpu::max_pool2d));
+}

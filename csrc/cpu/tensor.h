@@ -1,0 +1,76 @@
+// The little that the CPU operators need to know about tensors: checks, allocation, pointers.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/bits.h"
+
+namespace bnn_ext::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The wrappers in ops.py raise friendlier errors first; these keep a direct call of the operator
+// from reading or writing out of bounds.
+inline Tensor checked(const Tensor& tensor, const char* name, ScalarType dtype) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU like the input");
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
+  return torch::stable::contiguous(tensor);
+}
+
+inline Tensor checked_packed(const Tensor& tensor, const char* name, int64_t bits, int64_t rank) {
+  STD_TORCH_CHECK(rank < 0 ? tensor.dim() > 0 : tensor.dim() == rank, name,
+                  " has the wrong number of dimensions: ", tensor.dim());
+  STD_TORCH_CHECK(bits >= 0 && tensor.size(-1) == word_count(bits), name, " must have ",
+                  word_count(bits), " words in its last dimension, found ", tensor.size(-1));
+  return checked(tensor, name, ScalarType::Int);
+}
+
+inline std::optional<Tensor> checked_vector(const std::optional<Tensor>& tensor, const char* name,
+                                            int64_t length, ScalarType dtype) {
+  if (!tensor) return std::nullopt;
+  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == length, name, " must have ", length,
+                  " elements");
+  return checked(*tensor, name, dtype);
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+const T* data(const std::optional<Tensor>& tensor) {
+  return tensor ? data<T>(*tensor) : nullptr;
+}
+
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& tensor) {
+  std::vector<int64_t> shape(tensor.dim());
+  for (int64_t i = 0; i < tensor.dim(); ++i) shape[i] = tensor.size(i);
+  return shape;
+}
+
+// A grain for parallel_for such that a thread gets at least `least` units of work, when `total`
+// units are spread evenly over `tasks`.
+inline int64_t grain_for(int64_t tasks, int64_t total, int64_t least) {
+  if (total <= least) return tasks;
+  return std::max<int64_t>(1, tasks * least / total);
+}
+
+}  // namespace bnn_ext::cpu
