@@ -1,0 +1,317 @@
+"""Trainable binary layers: torch.nn's linear and convolution with quantized input and weight.
+
+The parameter `weight` is the latent real weight that optimizers update; the forward quantizes it
+anew each time. Quantizers come by name or as callables, see `bnn_ext.quantizers`; None leaves the
+input or the weight real.
+
+    input -> input quantizer -> linear or convolution with the signs -> scale -> bias
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bnn_ext import quantizers
+from bnn_ext.quantizers import Quantizer
+
+
+class _BinaryLayer(nn.Module):
+    """What all binary layers share; a concrete layer inherits from its torch.nn layer as well."""
+
+    weight: Tensor
+    bias: Any  # Tensor or None; torch.nn's own layers disagree about its type
+
+    def __init__(
+        self,
+        *args: Any,
+        input_quantizer: str | Quantizer | None,
+        weight_quantizer: str | Quantizer | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.input_quantizer = _get("input_quantizer", input_quantizer)
+        self.weight_quantizer = _get("weight_quantizer", weight_quantizer)
+
+    @property
+    def binary_weight(self) -> Tensor:
+        """The weight that the forward computes with: ±1, times the scale if there is one.
+
+        With `weight_quantizer=None` the real weight; with `stochastic_sign` in training mode a new
+        draw each time.
+        """
+        quantizer = self._in_this_mode(self.weight_quantizer)
+        return self.weight if quantizer is None else quantizer(self.weight)
+
+    @torch.no_grad()
+    def signs_and_scale(self) -> tuple[Tensor, Tensor | None]:
+        """The weight of eval mode as signs times scale.
+
+        Returns:
+            Signs of ±1 in the shape of `weight`, and the scale `[out]`, None where it is 1.
+
+        Raises:
+            ValueError: the weight is real, or takes other values than ±s in some output channel.
+        """
+        if self.weight_quantizer is None:
+            raise ValueError("weight_quantizer must quantize the weight to ±s, found None")
+        quantizer = quantizers.deterministic(self.weight_quantizer)
+        weight, scale = quantizers.split(quantizer, self.weight)
+        return quantizers.factor(weight) if scale is None else (weight, scale)
+
+    def _in_this_mode(self, quantizer: Quantizer | None) -> Quantizer | None:
+        if quantizer is None or self.training:
+            return quantizer
+        return quantizers.deterministic(quantizer)
+
+    def _quantized_input(self, input: Tensor) -> Tensor:
+        quantizer = self._in_this_mode(self.input_quantizer)
+        return input if quantizer is None else quantizer(input)
+
+    def _quantized_weight(self) -> tuple[Tensor, Tensor | None]:
+        """`binary_weight`, its scale apart if the quantizer can."""
+        quantizer = self._in_this_mode(self.weight_quantizer)
+        return (
+            (self.weight, None) if quantizer is None else quantizers.split(quantizer, self.weight)
+        )
+
+    def finish(self, sums: Tensor, scale: Tensor | None) -> Tensor:
+        """`sums * scale + bias` per output channel, in the dtype of `sums`."""
+        return scale_and_bias(sums, scale, self.bias, self.weight.dim() - 2)
+
+    def extra_repr(self) -> str:
+        parts = [super().extra_repr()]
+        for name in ("input_quantizer", "weight_quantizer"):
+            quantizer = getattr(self, name)
+            if quantizer is not quantizers.ste_sign:
+                parts.append(f"{name}={getattr(quantizer, '__name__', repr(quantizer))}")
+        return ", ".join(parts)
+
+
+def scale_and_bias(
+    sums: Tensor, scale: Tensor | None, bias: Tensor | None, spatial_dims: int
+) -> Tensor:
+    """`sums * scale + bias` per output channel, in the dtype of `sums`.
+
+    The exactness contract: sums of ±1 are integers and exact, so the scale and the bias come after
+    them, in this order, as in the packed kernels. Fused into the convolution, either would round
+    differently. Under autocast both are float32 and the result rounds once.
+
+    Args:
+        sums: `[N, out, ...]`, or `[..., out]` with no spatial dimension.
+        scale, bias: `[out]` or None.
+        spatial_dims: number of dimensions after the channels.
+    """
+    shape = (-1,) + (1,) * spatial_dims
+    out = sums
+    if scale is not None:
+        out = out * scale.view(shape)
+    if bias is not None:
+        out = out + bias.view(shape)
+    return out.to(sums.dtype)
+
+
+def _get(name: str, quantizer: str | Quantizer | None) -> Quantizer | None:
+    try:
+        return None if quantizer is None else quantizers.get(quantizer)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+class BinaryLinear(_BinaryLayer, nn.Linear):
+    """`torch.nn.Linear` with quantized input and weight.
+
+    Shape: input `[..., in_features]`, output `[..., out_features]`, weight `[out_features,
+    in_features]`.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as for `torch.nn.Linear`; the bias is real.
+        input_quantizer: name, callable, or None to leave the input real.
+        weight_quantizer: name, callable, or None to leave the weight real.
+
+    Raises:
+        ValueError: a quantizer's name is unknown.
+        TypeError: a quantizer is neither a name nor a callable.
+
+    Source: "Binarized Neural Networks", 2016 (arXiv:1602.02830), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        input_quantizer: str | Quantizer | None = "ste_sign",
+        weight_quantizer: str | Quantizer | None = "ste_sign",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            bias,
+            input_quantizer=input_quantizer,
+            weight_quantizer=weight_quantizer,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, scale = self._quantized_weight()
+        return self.finish(F.linear(self._quantized_input(input), weight), scale)
+
+
+class _BinaryConv(_BinaryLayer):
+    """A binary convolution in any number of spatial dimensions."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    _reversed_padding_repeated_twice: list[int]
+    _convolve: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        pad_value: int = 0,
+        input_quantizer: str | Quantizer | None = "ste_sign",
+        weight_quantizer: str | Quantizer | None = "ste_sign",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Makes a layer with a random latent weight.
+
+        Args:
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device,
+                dtype: as for the torch.nn layer; the bias is real.
+            pad_value: what padded positions hold: 0 adds nothing to the sums (as in torch), +1 or
+                -1 count like inputs.
+            input_quantizer: name, callable, or None to leave the input real.
+            weight_quantizer: name, callable, or None to leave the weight real.
+
+        Raises:
+            ValueError: `pad_value` is not -1, 0 or 1, or a quantizer's name is unknown.
+            TypeError: a quantizer is neither a name nor a callable.
+        """
+        if pad_value not in (-1, 0, 1):
+            raise ValueError(f"pad_value must be -1, 0 or 1, found {pad_value!r}")
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            input_quantizer=input_quantizer,
+            weight_quantizer=weight_quantizer,
+            device=device,
+            dtype=dtype,
+        )
+        self.pad_value = pad_value
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self._quantized_input(input)
+        padding: tuple[int, ...] | str | int = self.padding
+        if self.pad_value != 0:
+            x = F.pad(x, self._reversed_padding_repeated_twice, value=self.pad_value)
+            padding = 0
+        weight, scale = self._quantized_weight()
+        sums = self._convolve(x, weight, None, self.stride, padding, self.dilation, self.groups)
+        return self.finish(sums, scale)
+
+    def extra_repr(self) -> str:
+        pad_value = f", pad_value={self.pad_value}" if self.pad_value != 0 else ""
+        return super().extra_repr() + pad_value
+
+
+class BinaryConv1d(_BinaryConv, nn.Conv1d):
+    """`torch.nn.Conv1d` with quantized input and weight.
+
+    Shape: input `[N, in_channels, L]` or without N, output `[N, out_channels, L']`,
+    weight `[out_channels, in_channels / groups, k]`.
+    """
+
+    _convolve = staticmethod(F.conv1d)
+
+
+class BinaryConv2d(_BinaryConv, nn.Conv2d):
+    """`torch.nn.Conv2d` with quantized input and weight.
+
+    Shape: input `[N, in_channels, H, W]` or without N, output `[N, out_channels, H', W']`,
+    weight `[out_channels, in_channels / groups, kh, kw]`.
+    """
+
+    _convolve = staticmethod(F.conv2d)
+
+
+class BinaryConv3d(_BinaryConv, nn.Conv3d):
+    """`torch.nn.Conv3d` with quantized input and weight.
+
+    Shape: input `[N, in_channels, D, H, W]` or without N, output `[N, out_channels, D', H', W']`,
+    weight `[out_channels, in_channels / groups, kd, kh, kw]`.
+    """
+
+    _convolve = staticmethod(F.conv3d)
+
+
+def clip_weights(
+    optimizer: torch.optim.Optimizer, model: nn.Module, limit: float = 1.0
+) -> RemovableHandle:
+    """Keeps the latent weights of the binary layers in [-limit, limit] after every step.
+
+    A latent weight far outside of the range where its quantizer has a gradient could never change
+    its sign again. Biases, BatchNorm and layers with real weights are left alone.
+
+        handle = clip_weights(optimizer, model)   # from now on, at each optimizer.step()
+        handle.remove()                           # no longer
+
+    Args:
+        optimizer: the one that updates `model`.
+        model: holds at least one binary layer.
+        limit: positive.
+
+    Returns:
+        The handle of the optimizer's hook.
+
+    Raises:
+        ValueError: `limit` is not positive, or `model` holds no layer with a binary weight.
+
+    Source: "Binarized Neural Networks", 2016 (arXiv:1602.02830), algorithm 1, the clip after the
+    update.
+    """
+    if not limit > 0:
+        raise ValueError(f"limit must be positive, found {limit}")
+    weights = [
+        layer.weight
+        for layer in model.modules()
+        if isinstance(layer, _BinaryLayer) and layer.weight_quantizer is not None
+    ]
+    if not weights:
+        raise ValueError(
+            f"model must hold a binary layer, found none with a weight quantizer in "
+            f"{type(model).__name__}"
+        )
+
+    @torch.no_grad()
+    def clip(*_: Any) -> None:
+        for weight in weights:
+            weight.clamp_(-limit, limit)
+
+    return optimizer.register_step_post_hook(clip)

@@ -1,0 +1,390 @@
+"""Inference layers on packed bits, as `bnn_ext.convert` makes them.
+
+Maps between packed layers are NHWC words, `[N, H, W, ceil(C / 32)]`; real maps are NCHW as
+everywhere in torch. A layer is built from its tensors and a few plain attributes, and gives both
+back through `tensors()` and `attributes()`: that is what a model file holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnn_ext import ops
+from bnn_ext.nn.binary import scale_and_bias
+
+_Pair = tuple[int, int]
+
+
+class PackedLayer(nn.Module):
+    """What all packed layers share: tensors as buffers, everything else as JSON attributes."""
+
+    attribute_names: tuple[str, ...] = ()
+
+    def attributes(self) -> dict[str, Any]:
+        """The constructor's arguments that are not tensors, as JSON can hold them."""
+        values = {name: getattr(self, name) for name in self.attribute_names}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The constructor's arguments that are tensors, without those that are None."""
+        skipped = self._non_persistent_buffers_set
+        return {
+            name: buffer
+            for name, buffer in self._buffers.items()
+            if buffer is not None and name not in skipped
+        }
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.attributes().items())
+
+    def _derive(self) -> None:
+        """Makes the buffers that follow from others, after construction and after loading."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._derive()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
+        # Thresholds, scales and words keep their dtype under .half() and the like; only their
+        # device changes.
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)
+        return self
+
+
+class Pack(PackedLayer):
+    """Real values to bits: the sign, or a comparison with a threshold per channel.
+
+    Shape: input `[N, C, H, W]` with `is_map`, else `[..., C]`; output `[N, H, W, words]` or
+    `[..., words]`.
+
+    Args:
+        is_map: whether channels are dimension 1 rather than the last one.
+        threshold, flip: as for `bnn_ext.ops.pack`.
+    """
+
+    attribute_names = ("is_map",)
+
+    def __init__(
+        self, is_map: bool, threshold: Tensor | None = None, flip: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.is_map = is_map
+        self.register_buffer("threshold", threshold)
+        self.register_buffer("flip", flip)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.is_map:
+            if input.dim() != 4:
+                raise ValueError(f"input must be [N, C, H, W], found shape {tuple(input.shape)}")
+            input = input.permute(0, 2, 3, 1)
+        return ops.pack(input, self.threshold, self.flip)
+
+
+class _PackedProduct(PackedLayer):
+    """A packed linear layer or convolution: bits out if there is a threshold, floats otherwise."""
+
+    weight: Tensor
+    tiles: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        threshold: Tensor | None,
+        flip: Tensor | None,
+        dtype: str,
+    ) -> None:
+        super().__init__()
+        if threshold is not None and (scale is not None or bias is not None):
+            raise ValueError("threshold must stand alone, found a scale or a bias beside it")
+        self.dtype = dtype
+        self.float_dtype = _float_dtype(dtype)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self.register_buffer("threshold", threshold)
+        self.register_buffer("flip", flip)
+
+
+def _float_dtype(name: str) -> torch.dtype:
+    choices = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in choices:
+        raise ValueError(f"dtype must be one of {', '.join(choices)}, found {name!r}")
+    return choices[name]
+
+
+class PackedLinear(_PackedProduct):
+    """`BinaryLinear` on packed bits.
+
+    Shape: input packed `[..., ceil(in_features / 32)]`; output float `[..., out]`, or packed
+    `[..., ceil(out / 32)]` with a threshold.
+
+    Args:
+        weight: packed `[out, ceil(in_features / 32)]`.
+        in_features: number of real bits in a row.
+        scale, bias: float32 `[out]` or None, for float output.
+        threshold, flip: int32 `[out]` and packed `[ceil(out / 32)]`, for packed output.
+        dtype: "float32", "float16" or "bfloat16", of float output.
+    """
+
+    attribute_names = ("in_features", "dtype")
+
+    def __init__(
+        self,
+        weight: Tensor,
+        in_features: int,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        threshold: Tensor | None = None,
+        flip: Tensor | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(weight, scale, bias, threshold, flip, dtype)
+        self.in_features = in_features
+        self._derive()
+
+    def _derive(self) -> None:
+        self.register_buffer("tiles", ops.tile_weight(self.weight), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.threshold is not None:
+            return ops.linear_bits(
+                input, self.weight, self.in_features, self.threshold, self.flip, tiles=self.tiles
+            )
+        return ops.linear_float(
+            input,
+            self.weight,
+            self.in_features,
+            self.scale,
+            self.bias,
+            self.float_dtype,
+            tiles=self.tiles,
+        )
+
+
+class PackedConv2d(_PackedProduct):
+    """`BinaryConv2d` on packed bits.
+
+    Shape: input packed `[N, H, W, ceil(in_channels / 32)]`; output float `[N, out, H', W']` (in
+    channels_last memory), or packed `[N, H', W', ceil(out / 32)]` with a threshold.
+
+    Args:
+        weight: packed `[out, kh, kw, ceil(in_channels / groups / 32)]`.
+        in_channels: number of real channels.
+        stride, padding, dilation, groups, pad_value: as for `bnn_ext.ops.conv2d`.
+        scale, bias, threshold, flip, dtype: as for `PackedLinear`.
+    """
+
+    attribute_names = (
+        "in_channels",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "pad_value",
+        "dtype",
+    )
+
+    def __init__(
+        self,
+        weight: Tensor,
+        in_channels: int,
+        stride: _Pair = (1, 1),
+        padding: _Pair = (0, 0),
+        dilation: _Pair = (1, 1),
+        groups: int = 1,
+        pad_value: int = 0,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        threshold: Tensor | None = None,
+        flip: Tensor | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(weight, scale, bias, threshold, flip, dtype)
+        self.in_channels = in_channels
+        self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
+        self.groups = groups
+        self.pad_value = pad_value
+        self._derive()
+
+    def _derive(self) -> None:
+        self.register_buffer("tiles", ops.tile_weight(self.weight, self.groups), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.pad_value)
+        if self.threshold is not None:
+            return ops.conv2d_bits(
+                input,
+                self.weight,
+                self.in_channels,
+                *geometry,
+                threshold=self.threshold,
+                flip=self.flip,
+                tiles=self.tiles,
+            )
+        out = ops.conv2d_float(
+            input,
+            self.weight,
+            self.in_channels,
+            *geometry,
+            self.scale,
+            self.bias,
+            self.float_dtype,
+            tiles=self.tiles,
+        )
+        return out.permute(0, 3, 1, 2)
+
+
+class PackedMaxPool2d(PackedLayer):
+    """Max-pool of a packed map; see `bnn_ext.ops.max_pool2d`."""
+
+    attribute_names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+    def __init__(
+        self,
+        kernel_size: _Pair,
+        stride: _Pair,
+        padding: _Pair = (0, 0),
+        dilation: _Pair = (1, 1),
+        ceil_mode: bool = False,
+        minimum: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride = tuple(kernel_size), tuple(stride)
+        self.padding, self.dilation = tuple(padding), tuple(dilation)
+        self.ceil_mode = ceil_mode
+        self.register_buffer("minimum", minimum)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.max_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.minimum,
+        )
+
+
+class PackedFlatten(PackedLayer):
+    """A packed map to packed rows, in the order height, width, channel."""
+
+    attribute_names = ("channels",)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.flatten(input, self.channels)
+
+
+class _BinaryWeight(PackedLayer):
+    """Real input, binary weight: the weight is kept as bits, torch computes with its signs."""
+
+    weight: Tensor
+    signs: Tensor
+
+    def __init__(
+        self, weight: Tensor, fan_in: int, scale: Tensor | None, bias: Tensor | None, dtype: str
+    ) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.fan_in = fan_in
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self._derive()
+
+    def _derive(self) -> None:
+        signs = ops.unpack(self.weight, self.fan_in, _float_dtype(self.dtype))
+        if signs.dim() == 4:
+            # The memory layout of an ordinary convolution weight: torch may choose another
+            # algorithm, with sums in another order, for another layout.
+            signs = signs.permute(0, 3, 1, 2).contiguous()
+        self.register_buffer("signs", signs, persistent=False)
+
+
+class BinaryWeightLinear(_BinaryWeight):
+    """`BinaryLinear` with a real input: torch's linear on the signs, then scale and bias.
+
+    Args:
+        weight: packed `[out, ceil(fan_in / 32)]`.
+        fan_in: number of input features.
+        scale: float `[out]` or None.
+        bias: float `[out]` or None.
+        dtype: "float32", "float16" or "bfloat16", of input and output.
+    """
+
+    attribute_names = ("fan_in", "dtype")
+
+    def __init__(
+        self,
+        weight: Tensor,
+        fan_in: int,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(weight, fan_in, scale, bias, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return scale_and_bias(F.linear(input, self.signs), self.scale, self.bias, spatial_dims=0)
+
+
+class BinaryWeightConv2d(_BinaryWeight):
+    """`BinaryConv2d` with a real input: torch's convolution with the signs, then scale and bias.
+
+    Args:
+        weight: packed `[out, kh, kw, ceil(fan_in / 32)]`.
+        fan_in: input channels of one group.
+        stride, padding, dilation, groups, pad_value: as for `bnn_ext.ops.conv2d`.
+        scale, bias, dtype: as for `BinaryWeightLinear`.
+    """
+
+    attribute_names = (
+        "fan_in",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "pad_value",
+        "dtype",
+    )
+
+    def __init__(
+        self,
+        weight: Tensor,
+        fan_in: int,
+        stride: _Pair = (1, 1),
+        padding: _Pair = (0, 0),
+        dilation: _Pair = (1, 1),
+        groups: int = 1,
+        pad_value: int = 0,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(weight, fan_in, scale, bias, dtype)
+        self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
+        self.groups = groups
+        self.pad_value = pad_value
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding = self.padding
+        if self.pad_value != 0:
+            vertical, horizontal = padding
+            input = F.pad(input, (horizontal, horizontal, vertical, vertical), value=self.pad_value)
+            padding = (0, 0)
+        sums = F.conv2d(input, self.signs, None, self.stride, padding, self.dilation, self.groups)
+        return scale_and_bias(sums, self.scale, self.bias, spatial_dims=2)
