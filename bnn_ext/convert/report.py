@@ -1,0 +1,77 @@
+"""What the converter did with every layer, and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bnn_ext.convert.tables import format_table
+from bnn_ext.convert.verify import Verification
+
+
+@dataclass
+class LayerReport:
+    """One layer of the original model.
+
+    Attributes:
+        name: as in `model.named_modules()`.
+        kind: the class of the layer.
+        status: "fused" (its output never exists as floats), "packed" (runs on bits, gives floats)
+            or "left" (runs as it was).
+        reason: in words.
+        bytes_before, bytes_after: of parameters and buffers, in memory before, in the file after.
+        macs: multiply-accumulates for the example inputs, None without any or where unknown.
+    """
+
+    name: str
+    kind: str
+    status: str
+    reason: str
+    bytes_before: int = 0
+    bytes_after: int = 0
+    macs: int | None = None
+
+
+@dataclass
+class Report:
+    """Layer by layer what `convert` did; `print` it or read `layers`."""
+
+    layers: list[LayerReport] = field(default_factory=list)
+    verification: Verification | None = None
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(layer.bytes_after for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as the model file holds it (without the verification)."""
+        return {"layers": [asdict(layer) for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        return cls([LayerReport(**layer) for layer in data["layers"]])
+
+    def __str__(self) -> str:
+        header = ("layer", "kind", "status", "bytes before", "after", "MACs", "why")
+        rows = [
+            (
+                layer.name or "(model)",
+                layer.kind,
+                layer.status,
+                f"{layer.bytes_before:,}",
+                f"{layer.bytes_after:,}",
+                "" if layer.macs is None else f"{layer.macs:,}",
+                layer.reason,
+            )
+            for layer in self.layers
+        ]
+        total = f"{self.bytes_before:,}", f"{self.bytes_after:,}"
+        rows.append(("total", "", "", *total, "", ""))
+        lines = [format_table(header, rows, right=(3, 4, 5))]
+        if self.verification is not None:
+            lines.append(str(self.verification))
+        return "\n".join(lines)

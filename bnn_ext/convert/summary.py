@@ -1,0 +1,193 @@
+"""Parameters, bytes and multiply-accumulates of a model, by bit width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnn_ext.convert.tables import format_table
+from bnn_ext.nn.binary import BinaryConv1d, BinaryConv2d, BinaryConv3d, BinaryLinear
+from bnn_ext.nn.packed import (
+    BinaryWeightConv2d,
+    BinaryWeightLinear,
+    PackedConv2d,
+    PackedLayer,
+    PackedLinear,
+)
+
+BINARY_LAYERS = (BinaryLinear, BinaryConv1d, BinaryConv2d, BinaryConv3d)
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def tensor_bytes(module: nn.Module) -> int:
+    """Bytes of parameters and persistent buffers as they are."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+def weights_per_output(module: nn.Module) -> int:
+    """Weights that meet in one output number; 0 for a layer without products."""
+    if isinstance(module, _PRODUCTS):
+        return module.weight[0].numel()
+    if isinstance(module, PackedLinear):
+        return module.in_features
+    if isinstance(module, PackedConv2d):
+        return module.in_channels // module.groups * module.weight[0, ..., 0].numel()
+    if isinstance(module, BinaryWeightConv2d):
+        return module.fan_in * module.weight[0, ..., 0].numel()
+    if isinstance(module, BinaryWeightLinear):
+        return module.fan_in
+    return 0
+
+
+@dataclass
+class LayerSummary:
+    """One layer: numbers of parameters and multiply-accumulates, in 1 bit and in more.
+
+    A multiply-accumulate counts as binary if both factors are. `bytes` is what the layer takes
+    with every binary weight in one bit.
+    """
+
+    name: str
+    kind: str
+    binary_parameters: int
+    real_parameters: int
+    bytes: int
+    binary_macs: int | None
+    real_macs: int | None
+
+
+@dataclass
+class Summary:
+    """Totals and layers; `print` it."""
+
+    layers: list[LayerSummary]
+
+    @property
+    def binary_parameters(self) -> int:
+        return sum(layer.binary_parameters for layer in self.layers)
+
+    @property
+    def real_parameters(self) -> int:
+        return sum(layer.real_parameters for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def binary_macs(self) -> int | None:
+        return _sum([layer.binary_macs for layer in self.layers])
+
+    @property
+    def real_macs(self) -> int | None:
+        return _sum([layer.real_macs for layer in self.layers])
+
+    def __str__(self) -> str:
+        header = (
+            "layer",
+            "kind",
+            "1-bit params",
+            "real params",
+            "bytes",
+            "1-bit MACs",
+            "real MACs",
+        )
+        total = LayerSummary(
+            "total",
+            "",
+            self.binary_parameters,
+            self.real_parameters,
+            self.bytes,
+            self.binary_macs,
+            self.real_macs,
+        )
+        rows = []
+        for layer in [*self.layers, total]:
+            numbers = (
+                layer.binary_parameters,
+                layer.real_parameters,
+                layer.bytes,
+                layer.binary_macs,
+                layer.real_macs,
+            )
+            cells = ("?" if number is None else f"{number:,}" for number in numbers)
+            rows.append((layer.name or "(model)", layer.kind, *cells))
+        return format_table(header, rows, right=(2, 3, 4, 5, 6))
+
+
+def _sum(numbers: list[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
+
+
+def summary(model: nn.Module, example_inputs: Tensor | None = None) -> Summary:
+    """Counts parameters, bytes and multiply-accumulates by bit width.
+
+    Args:
+        model: any model, before or after `convert`.
+        example_inputs: a batch to run, for the multiply-accumulates of one sample; without it they
+            are unknown.
+    """
+    leaves = [
+        (name, module)
+        for name, module in model.named_modules()
+        if not list(module.children()) or isinstance(module, (*BINARY_LAYERS, PackedLayer))
+    ]
+    positions: dict[nn.Module, int] = {}  # outputs per sample and channel
+
+    def note(module: nn.Module, _: Any, output: Tensor) -> None:
+        count = output[0].numel() // _out_words(module, output)
+        positions[module] = positions.get(module, 0) + count
+
+    if example_inputs is not None:
+        hooks = [m.register_forward_hook(note) for _, m in leaves if weights_per_output(m)]
+        try:
+            with torch.no_grad():
+                model(example_inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    ran = example_inputs is not None
+    return Summary([_layer(name, module, positions.get(module, 0), ran) for name, module in leaves])
+
+
+def _out_words(module: nn.Module, output: Tensor) -> int:
+    """Size of the output's channel dimension, packed or not."""
+    if isinstance(module, (PackedLinear, PackedConv2d)) and output.dtype == torch.int32:
+        return output.shape[-1]
+    return module.weight.shape[0]
+
+
+def _layer(name: str, module: nn.Module, positions: int, ran: bool) -> LayerSummary:
+    channels = module.weight.shape[0] if weights_per_output(module) else 0
+    weights = channels * weights_per_output(module)
+    if isinstance(module, (PackedLinear, PackedConv2d)):
+        binary_weight = binary_input = True
+    elif isinstance(module, (BinaryWeightLinear, BinaryWeightConv2d)):
+        binary_weight, binary_input = True, False
+    else:
+        binary_weight = getattr(module, "weight_quantizer", None) is not None
+        binary_input = getattr(module, "input_quantizer", None) is not None
+
+    if isinstance(module, PackedLayer):
+        others = [t for key, t in module.tensors().items() if key not in ("weight", "flip")]
+        size = tensor_bytes(module)
+    else:
+        others = [p for p in module.parameters() if not (binary_weight and p is module.weight)]
+        size = tensor_bytes(module)
+        if binary_weight:
+            size += (weights + 7) // 8 - module.weight.numel() * module.weight.element_size()
+    products = positions * weights
+    both = binary_weight and binary_input
+    return LayerSummary(
+        name,
+        type(module).__name__,
+        weights if binary_weight else 0,
+        sum(tensor.numel() for tensor in others),
+        size,
+        (products if both else 0) if ran or not weights else None,
+        (0 if both else products) if ran or not weights else None,
+    )
