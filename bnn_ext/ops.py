@@ -120,7 +120,7 @@ def _pair(name: str, value: _Pair, least: int) -> tuple[int, int]:
         raise ValueError(f"{name} must be one integer or two, found {value}")
     for entry in pair:
         _check_integer(name, entry, least)
-    return pair  # type: ignore[return-value]
+    return pair
 
 
 def _check_tiles(tiles: Tensor | None, weight: Tensor, groups: int) -> None:
@@ -252,7 +252,7 @@ def _(packed: Tensor, channels: int) -> Tensor:
 
 
 def tile_weight(weight: Tensor, groups: int = 1) -> Tensor:
-    """Rearranges packed weights so that 16 output channels lie side by side, as CPU kernels read them.
+    """Rearranges packed weights: 16 output channels side by side, as the CPU kernels read them.
 
     Derived data: computed once after loading, never saved. Without it the CPU kernels make it on
     every call; CUDA kernels ignore it.
@@ -432,8 +432,8 @@ def _check_conv2d(
         size, kernel = input.shape[1 + axis], weight.shape[1 + axis]
         if kernel < 1 or _conv_size(size, kernel, 1, padding[axis], dilation[axis]) < 1:
             raise ValueError(
-                f"weight has kernel size {tuple(weight.shape[1:3])}, which with dilation {dilation} "
-                f"does not fit the input's {tuple(input.shape[1:3])} padded by {padding}"
+                f"weight has kernel size {tuple(weight.shape[1:3])}, which with dilation "
+                f"{dilation} does not fit the input's {tuple(input.shape[1:3])} padded by {padding}"
             )
     _check_tiles(tiles, weight, groups)
     return stride, padding, dilation
@@ -645,7 +645,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     minimum: Tensor | None = None,
 ) -> Tensor:
-    """Max-pool of a packed ±1 map: the or of the bits in each window; padded positions never count.
+    """Max-pool of a packed ±1 map: the or of the bits in each window.
 
     Args:
         input: packed NHWC map `[N, H, W, words]`.

@@ -41,7 +41,7 @@ def unpack_bits(packed: Tensor, channels: int) -> Tensor:
 
 
 def compare(x: Tensor, threshold: Tensor, flip: Tensor | None) -> Tensor:
-    """Bool: `x >= threshold`, or `x <= threshold` in channels (last dimension) whose flip bit is set."""
+    """Bool: `x >= threshold`, or `x <= threshold` in the channels whose flip bit is set."""
     if flip is None:
         return x >= threshold
     return torch.where(unpack_bits(flip, x.shape[-1]), x <= threshold, x >= threshold)

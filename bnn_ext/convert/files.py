@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from bnn_ext.nn import binary, packed
 VERSION = 1
 _KEY = "bnn_ext"  # of our JSON in the safetensors metadata
 
-_PACKED = {
+_PACKED: dict[str, Callable[..., nn.Module]] = {
     kind.__name__: kind
     for kind in (
         packed.BinaryWeightConv2d,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from bnn_ext.convert.thresholds import (
     integer_threshold,
     minimum_channels,
 )
-from bnn_ext.nn.binary import BinaryConv1d, BinaryConv2d, BinaryConv3d, BinaryLinear
+from bnn_ext.nn.binary import BinaryConv2d, BinaryLinear
 from bnn_ext.nn.packed import (
     BinaryWeightConv2d,
     BinaryWeightLinear,
@@ -44,6 +45,8 @@ from bnn_ext.nn.packed import (
     PackedMaxPool2d,
 )
 
+# The binary layers that have packed kernels.
+PackableLayer = BinaryLinear | BinaryConv2d
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -79,8 +82,8 @@ def _conv_padding(layer: BinaryConv2d) -> tuple[int, int] | None:
 
 
 def why_not_packed(layer: nn.Module) -> str | None:
-    """Why a binary layer's weight cannot be kept as bits, in words; None if it can."""
-    if isinstance(layer, (BinaryConv1d, BinaryConv3d)):
+    """Why the layer's weight cannot be kept as bits, in words; None if it can."""
+    if not isinstance(layer, PackableLayer):
         return "only linear layers and 2-d convolutions have packed kernels"
     if layer.weight.dtype not in _DTYPES:
         return f"weight is {layer.weight.dtype}; use float32, float16 or bfloat16"
@@ -93,17 +96,17 @@ def why_not_packed(layer: nn.Module) -> str | None:
     return None
 
 
-def takes_bits(layer: nn.Module) -> bool:
+def takes_bits(layer: nn.Module) -> TypeGuard[PackableLayer]:
     """Whether the layer can run on packed input: a binary layer that takes the input's sign."""
     return (
-        isinstance(layer, BINARY_LAYERS)
+        isinstance(layer, PackableLayer)
         and layer.input_quantizer is not None
         and quantizers.is_sign(layer.input_quantizer)
         and why_not_packed(layer) is None
     )
 
 
-def _packed_weight(layer: BinaryLinear | BinaryConv2d, flattened: int | None) -> Tensor:
+def _packed_weight(layer: PackableLayer, flattened: int | None) -> Tensor:
     """The weight's signs in the packed order of the input.
 
     Args:
@@ -119,7 +122,7 @@ def _packed_weight(layer: BinaryLinear | BinaryConv2d, flattened: int | None) ->
     return ops.pack(signs.contiguous())
 
 
-def _arguments(layer: BinaryLinear | BinaryConv2d) -> dict[str, object]:
+def _arguments(layer: PackableLayer) -> dict[str, object]:
     """The geometry that a packed convolution takes over."""
     if isinstance(layer, BinaryLinear):
         return {}
@@ -137,7 +140,7 @@ def _float(tensor: Tensor | None) -> Tensor | None:
 
 
 def _packed_layer(
-    layer: BinaryLinear | BinaryConv2d, flattened: int | None, threshold: Threshold | None
+    layer: PackableLayer, flattened: int | None, threshold: Threshold | None
 ) -> PackedLinear | PackedConv2d:
     """The layer on packed input, with bits as output if there is a threshold."""
     output: dict[str, object] = {}
@@ -156,7 +159,7 @@ def _packed_layer(
     return PackedConv2d(weight, layer.in_channels, **_arguments(layer), **output)  # type: ignore[arg-type]
 
 
-def _binary_weight_layer(layer: BinaryLinear | BinaryConv2d) -> PackedLayer:
+def _binary_weight_layer(layer: PackableLayer) -> PackedLayer:
     """The layer with a real input, its weight stored as bits."""
     _, scale = layer.signs_and_scale()
     bias = None if layer.bias is None else layer.bias.detach().clone()
@@ -180,6 +183,7 @@ class _Chain:
 
     channels: int
     is_map: bool
+    device: torch.device
     layers: list[Layer] = field(default_factory=list)
     flattened: bool = False
 
@@ -216,9 +220,14 @@ class _Chain:
             if not isinstance(layer.module, (nn.Flatten, nn.MaxPool2d))
         ]
 
+    def shaped(self, values: Tensor) -> Tensor:
+        """One value per channel, `[channels]`, as a map or a row on the chain's device."""
+        values = values.to(self.device)
+        return values.view(1, -1, 1, 1) if self.is_map else values.view(1, -1)
+
     def evaluate(self, values: Tensor) -> Tensor:
         """Applies the elementwise modules to one value per channel, `[channels]`."""
-        x = values.view(1, -1, 1, 1) if self.is_map else values.view(1, -1)
+        x = self.shaped(values)
         for module in self.elementwise(self.layers):
             x = module(x)
         return x.flatten()
@@ -240,12 +249,25 @@ class _Chain:
 def _chain_behind(layer: Layer) -> _Chain | None:
     """An empty chain behind a layer that runs on floats, if its channels are known."""
     module = layer.module
-    if not isinstance(module, (nn.Linear, nn.Conv2d)) or module.weight.dtype != torch.float32:
-        return None
-    return _Chain(module.weight.shape[0], isinstance(module, nn.Conv2d))
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.dtype == torch.float32:
+        is_map = isinstance(module, nn.Conv2d)
+        return _Chain(module.weight.shape[0], is_map, module.weight.device)
+    return None
 
 
 # --- the whole sequence ---------------------------------------------------------------------------
+
+
+@dataclass
+class _Source:
+    """A binary layer on packed input, whose output is not settled yet."""
+
+    layer: Layer
+    module: PackableLayer
+    flattened: int | None  # channels of the map that was flattened in front of it
+
+    def packed(self, threshold: Threshold | None) -> PackedLinear | PackedConv2d:
+        return _packed_layer(self.module, self.flattened, threshold)
 
 
 class _Builder:
@@ -255,13 +277,12 @@ class _Builder:
         self.real_thresholds = real_thresholds
         self.nodes: list[Node] = []
         self.reports: list[LayerReport] = []
-        self.source: Layer | None = None  # a binary layer on bits, whose output is not settled
-        self.source_flattened: int | None = None  # channels of the map flattened in front of it
+        self.source: _Source | None = None
         self.chain: _Chain | None = None
 
     def add(self, layer: Layer) -> None:
         if takes_bits(layer.module):
-            self._add_binary(layer)
+            self._add_binary(layer, layer.module)
             return
         reason = "its input is real"
         if self.chain is not None and not isinstance(layer.module, BINARY_LAYERS):
@@ -282,16 +303,16 @@ class _Builder:
             why: what keeps the output from being bits, for the report.
         """
         if self.source is not None:
-            packed = _packed_layer(self.source.module, self.source_flattened, None)
-            self._emit(self.source, packed, "packed", f"gives floats: {why}")
+            packed = self.source.packed(threshold=None)
+            self._emit(self.source.layer, packed, "packed", f"gives floats: {why}")
             self.source = None
         if self.chain is not None:
             for layer in self.chain.layers:
                 self._leave(layer)
             self.chain = None
 
-    def _add_binary(self, layer: Layer) -> None:
-        wants_map = isinstance(layer.module, BinaryConv2d)
+    def _add_binary(self, layer: Layer, module: PackableLayer) -> None:
+        wants_map = isinstance(module, BinaryConv2d)
         chain = self.chain
         flattened = None
         if chain is not None and (chain.is_map and not chain.flattened) == wants_map:
@@ -301,27 +322,21 @@ class _Builder:
         else:
             self.flush(f"{layer.name or 'model'} follows, on other dimensions")
             self._append(_packer_name(layer), Pack(wants_map))
-        self.source, self.source_flattened = layer, flattened
-        self.chain = _Chain(layer.module.weight.shape[0], wants_map)
+        self.source = _Source(layer, module, flattened)
+        self.chain = _Chain(module.weight.shape[0], wants_map, module.weight.device)
 
     def _settle(self, chain: _Chain, following: Layer) -> None:
         """Ends the chain in a threshold: only bits reach the following layer."""
         if self.source is not None:
-            threshold = _sum_threshold(self.source.module, chain)
-            packed = _packed_layer(self.source.module, self.source_flattened, threshold)
-            self._emit(self.source, packed, "fused", f"gives bits to {following.name}")
-            into = f"in the threshold of {self.source.name}"
+            packed = self.source.packed(_sum_threshold(self.source.module, chain))
+            self._emit(self.source.layer, packed, "fused", f"gives bits to {following.name}")
+            into = f"in the threshold of {self.source.layer.name}"
         else:
             elementwise = chain.elementwise(chain.layers)
             if all(isinstance(module, IDENTITIES) for module in elementwise):
                 pack = Pack(chain.is_map)
             else:
-                evaluate = chain.evaluate
-                device = self.nodes[-1].module.weight.device
-                pack = Pack(
-                    chain.is_map,
-                    *float_threshold(lambda x: evaluate(x.to(device)), chain.channels),
-                )
+                pack = Pack(chain.is_map, *float_threshold(chain.evaluate, chain.channels))
             self._append(_packer_name(following), pack)
             into = f"in the packing for {following.name}"
 
@@ -346,7 +361,7 @@ class _Builder:
             self._emit(layer, copy.deepcopy(module), "left", _why_left(module))
             return
         reason = why_not_packed(module)
-        if reason is None and module.input_quantizer is None:
+        if isinstance(module, PackableLayer) and module.input_quantizer is None and not reason:
             packed = _binary_weight_layer(module)
             self._emit(layer, packed, "left", "real input; the weight is kept as bits")
             return
@@ -389,15 +404,14 @@ def _packer_name(layer: Layer) -> str:
     return f"{layer.name}.pack" if layer.name else "pack"
 
 
-def _sum_threshold(module: BinaryLinear | BinaryConv2d, chain: _Chain) -> Threshold:
+def _sum_threshold(module: PackableLayer, chain: _Chain) -> Threshold:
     """The chain behind a binary layer's sums, scale and bias included, as one comparison."""
     _, scale = module.signs_and_scale()
 
     def evaluate(sums: Tensor) -> Tensor:
         # The very code that the float layer runs after its sums.
-        x = sums.to(module.weight.device, module.weight.dtype)
-        x = x.view(1, -1, 1, 1) if chain.is_map else x.view(1, -1)
-        return chain.evaluate(module.finish(x, scale).flatten())
+        sums_as_floats = chain.shaped(sums).to(module.weight.dtype)
+        return chain.evaluate(module.finish(sums_as_floats, scale).flatten())
 
     return integer_threshold(evaluate, module.weight[0].numel(), chain.channels)
 

@@ -20,6 +20,8 @@ from bnn_ext.nn.packed import (
 
 BINARY_LAYERS = (BinaryLinear, BinaryConv1d, BinaryConv2d, BinaryConv3d)
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PACKED_PRODUCTS = (PackedLinear, PackedConv2d, BinaryWeightLinear, BinaryWeightConv2d)
+_PACKED_TENSORS = ("weight", "flip", "minimum")  # bits, not parameters
 
 
 def tensor_bytes(module: nn.Module) -> int:
@@ -39,6 +41,13 @@ def weights_per_output(module: nn.Module) -> int:
         return module.fan_in * module.weight[0, ..., 0].numel()
     if isinstance(module, BinaryWeightLinear):
         return module.fan_in
+    return 0
+
+
+def out_channels(module: nn.Module) -> int:
+    """Rows of the weight; 0 for a layer without products."""
+    if isinstance(module, (*_PRODUCTS, *_PACKED_PRODUCTS)):
+        return module.weight.shape[0]
     return 0
 
 
@@ -158,36 +167,33 @@ def _out_words(module: nn.Module, output: Tensor) -> int:
     """Size of the output's channel dimension, packed or not."""
     if isinstance(module, (PackedLinear, PackedConv2d)) and output.dtype == torch.int32:
         return output.shape[-1]
-    return module.weight.shape[0]
+    return out_channels(module)
 
 
 def _layer(name: str, module: nn.Module, positions: int, ran: bool) -> LayerSummary:
-    channels = module.weight.shape[0] if weights_per_output(module) else 0
-    weights = channels * weights_per_output(module)
-    if isinstance(module, (PackedLinear, PackedConv2d)):
-        binary_weight = binary_input = True
-    elif isinstance(module, (BinaryWeightLinear, BinaryWeightConv2d)):
-        binary_weight, binary_input = True, False
-    else:
-        binary_weight = getattr(module, "weight_quantizer", None) is not None
-        binary_input = getattr(module, "input_quantizer", None) is not None
-
+    weights = out_channels(module) * weights_per_output(module)
+    size = tensor_bytes(module)
+    binary_weight = binary_input = False
     if isinstance(module, PackedLayer):
-        others = [t for key, t in module.tensors().items() if key not in ("weight", "flip")]
-        size = tensor_bytes(module)
-    else:
-        others = [p for p in module.parameters() if not (binary_weight and p is module.weight)]
-        size = tensor_bytes(module)
+        binary_weight = isinstance(module, _PACKED_PRODUCTS)
+        binary_input = isinstance(module, (PackedLinear, PackedConv2d))
+        real = [t for key, t in module.tensors().items() if key not in _PACKED_TENSORS]
+    elif isinstance(module, BINARY_LAYERS):
+        binary_weight = module.weight_quantizer is not None
+        binary_input = module.input_quantizer is not None
+        real = [p for p in module.parameters() if not (binary_weight and p is module.weight)]
         if binary_weight:
-            size += (weights + 7) // 8 - module.weight.numel() * module.weight.element_size()
-    products = positions * weights
-    both = binary_weight and binary_input
+            size += (weights + 7) // 8 - weights * module.weight.element_size()
+    else:
+        real = list(module.parameters())
+    products = positions * weights if ran or not weights else None
+    in_bits = binary_weight and binary_input
     return LayerSummary(
         name,
         type(module).__name__,
-        weights if binary_weight else 0,
-        sum(tensor.numel() for tensor in others),
-        size,
-        (products if both else 0) if ran or not weights else None,
-        (0 if both else products) if ran or not weights else None,
+        binary_parameters=weights if binary_weight else 0,
+        real_parameters=sum(tensor.numel() for tensor in real),
+        bytes=size,
+        binary_macs=products if in_bits else 0,
+        real_macs=0 if in_bits else products,
     )

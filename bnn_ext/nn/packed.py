@@ -71,6 +71,8 @@ class Pack(PackedLayer):
     """
 
     attribute_names = ("is_map",)
+    threshold: Tensor | None
+    flip: Tensor | None
 
     def __init__(
         self, is_map: bool, threshold: Tensor | None = None, flip: Tensor | None = None
@@ -93,6 +95,10 @@ class _PackedProduct(PackedLayer):
 
     weight: Tensor
     tiles: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+    threshold: Tensor | None
+    flip: Tensor | None
 
     def __init__(
         self,
@@ -248,6 +254,7 @@ class PackedMaxPool2d(PackedLayer):
     """Max-pool of a packed map; see `bnn_ext.ops.max_pool2d`."""
 
     attribute_names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    minimum: Tensor | None
 
     def __init__(
         self,
@@ -294,6 +301,8 @@ class _BinaryWeight(PackedLayer):
 
     weight: Tensor
     signs: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
 
     def __init__(
         self, weight: Tensor, fan_in: int, scale: Tensor | None, bias: Tensor | None, dtype: str
