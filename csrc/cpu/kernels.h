@@ -61,6 +61,15 @@ struct Kernels {
   void (*compare_int)(const int32_t* x, int64_t n, const int32_t* threshold, const Word* flip,
                       Word* out);
 
+  // The same for channels that lie apart, as in NCHW: one word of up to 32 `channels` for each of
+  // `pixels` neighbouring values, `below` being that word of flip.
+  void (*compare_columns_float)(const float* x, int64_t channel_step, int64_t pixels,
+                                int64_t channels, const float* threshold, Word below, Word* out,
+                                int64_t out_step);
+  void (*compare_columns_int)(const int32_t* x, int64_t channel_step, int64_t pixels,
+                              int64_t channels, const int32_t* threshold, Word below, Word* out,
+                              int64_t out_step);
+
   // The inner step of dot on registers only, `iterations` times: the level's speed limit.
   // Returns the multiply-accumulates done.
   int64_t (*register_peak)(int64_t iterations);

@@ -105,6 +105,28 @@ void compare(const T* x, int64_t n, const T* threshold, const Word* flip, Word* 
   }
 }
 
+template <typename T>
+void compare_columns(const T* x, int64_t channel_step, int64_t pixels, int64_t channels,
+                     const T* threshold, Word below, Word* out, int64_t out_step) {
+  constexpr int64_t kWidth = 16;
+  for (int64_t p = 0; p < pixels; p += kWidth, x += kWidth, out += kWidth * out_step) {
+    const int64_t width = pixels - p < kWidth ? pixels - p : kWidth;
+    Word bits[kWidth] = {};
+    for (int64_t c = 0; c < channels; ++c) {
+      const T* values = x + c * channel_step;
+      const T t = threshold ? threshold[c] : T{0};
+      const Word bit = Word{1} << c;
+      if (below & bit)
+        for (int64_t i = 0; i < width; ++i) bits[i] |= values[i] <= t ? bit : 0;
+      else if (width == kWidth)
+        for (int64_t i = 0; i < kWidth; ++i) bits[i] |= values[i] >= t ? bit : 0;
+      else
+        for (int64_t i = 0; i < width; ++i) bits[i] |= values[i] >= t ? bit : 0;
+    }
+    for (int64_t i = 0; i < width; ++i) out[i * out_step] = bits[i];
+  }
+}
+
 int64_t register_peak(int64_t iterations) {
   Sum sum[Sum::kRows][Sum::kBlocks];
   alignas(64) Word words[kBlock] = {};

@@ -54,7 +54,14 @@ inline Word compare16(const T* x, const T* t, bool below) {
 
 }  // namespace
 
-const Kernels kKernelsGeneric = {"generic",      Sum::kRows,       dot,          to_float,
-                                 compare<float>, compare<int32_t>, register_peak};
+const Kernels kKernelsGeneric = {"generic",
+                                 Sum::kRows,
+                                 dot,
+                                 to_float,
+                                 compare<float>,
+                                 compare<int32_t>,
+                                 compare_columns<float>,
+                                 compare_columns<int32_t>,
+                                 register_peak};
 
 }  // namespace bnn_ext::cpu

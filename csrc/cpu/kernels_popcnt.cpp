@@ -50,8 +50,15 @@ inline Word compare16(const T* x, const T* t, bool below) {
 
 }  // namespace
 
-const Kernels kKernelsPopcnt = {"popcnt",       Sum::kRows,       dot,          to_float,
-                                compare<float>, compare<int32_t>, register_peak};
+const Kernels kKernelsPopcnt = {"popcnt",
+                                Sum::kRows,
+                                dot,
+                                to_float,
+                                compare<float>,
+                                compare<int32_t>,
+                                compare_columns<float>,
+                                compare_columns<int32_t>,
+                                register_peak};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -13,93 +13,122 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 // Rows of `channels` values: row r starts at (r / inner) * outer_step + (r % inner) * inner_step.
-// With channel_step != 1 this is an NCHW map that is read as NHWC, without a copy of all of it.
+// Either the channels are neighbours (channel_step 1: NHWC) or the rows are (inner_step 1: NCHW).
 struct Rows {
   int64_t count, inner, outer_step, inner_step, channels, channel_step;
 };
 
-constexpr int64_t kStage = 32;  // pixels that are transposed at a time
-constexpr int64_t kGrain = 1 << 15;
+constexpr int64_t kGrain = 1 << 15;  // values that are worth a thread
 
-// A float32 row is compared where it lies; every other row passes through a buffer.
-template <typename T, typename Value, typename Compare>
-void pack_rows(const T* input, const Rows& rows, const Compare& compare, Word* out) {
-  const int64_t words = word_count(rows.channels);
-  const bool in_place = std::is_same_v<T, Value> && rows.channel_step == 1;
-  const int64_t blocks = (rows.count + kStage - 1) / kStage;
-  torch::stable::parallel_for(
-      0, blocks, grain_for(blocks, rows.count * rows.channels, kGrain),
-      [&](int64_t begin, int64_t end) {
-        std::vector<Value> stage(in_place ? 0 : kStage * rows.channels);
-        for (int64_t block = begin; block < end; ++block) {
-          const int64_t first = block * kStage, last = std::min(rows.count, first + kStage);
-          const auto start = [&](int64_t row) {
-            return input + row / rows.inner * rows.outer_step + row % rows.inner * rows.inner_step;
-          };
-          if (in_place) {
-            if constexpr (std::is_same_v<T, Value>)
-              for (int64_t row = first; row < last; ++row)
-                compare(start(row), rows.channels, out + row * words);
-            continue;
-          }
-          if (rows.channel_step == 1) {
-            for (int64_t row = first; row < last; ++row)
-              for (int64_t c = 0; c < rows.channels; ++c)
-                stage[(row - first) * rows.channels + c] = static_cast<Value>(start(row)[c]);
-          } else {
-            for (int64_t c = 0; c < rows.channels; ++c)
-              for (int64_t row = first; row < last; ++row)
-                stage[(row - first) * rows.channels + c] =
-                    static_cast<Value>(start(row)[c * rows.channel_step]);
-          }
-          for (int64_t row = first; row < last; ++row)
-            compare(stage.data() + (row - first) * rows.channels, rows.channels, out + row * words);
-        }
-      });
-}
-
-// Describes a tensor's rows without copying it if its outer dimensions step like one or two loops.
+// Describes a tensor without copying it, if its strides are those of one of the two layouts.
 std::optional<Rows> rows_of(const Tensor& input) {
-  const int64_t rank = input.dim();
   Rows rows = {1, 1, 0, 0, input.size(-1), input.size(-1) > 1 ? input.stride(-1) : 1};
-  int64_t loops = 0;
-  for (int64_t i = rank - 2; i >= 0; --i) {  // innermost first
+  int64_t outer = 1;
+  for (int64_t i = input.dim() - 2; i >= 0; --i) {  // innermost first
     const int64_t size = input.size(i), stride = input.stride(i);
     rows.count *= size;
     if (size == 1) continue;
-    if (loops == 0) {
+    if (rows.inner == 1) {
       rows.inner = size;
       rows.inner_step = stride;
-      loops = 1;
-    } else if (loops == 1 && stride == rows.inner * rows.inner_step) {
+    } else if (outer == 1 && stride == rows.inner * rows.inner_step) {
       rows.inner *= size;
-    } else if (loops == 1) {
+    } else if (outer == 1) {
+      outer = size;
       rows.outer_step = stride;
-      loops = 2;
-    } else if (stride == rows.outer_step * (rows.count / size / rows.inner)) {
-      // one more dimension that continues the outer loop
+    } else if (stride == outer * rows.outer_step) {
+      outer *= size;
     } else {
       return std::nullopt;
     }
   }
+  if (rows.channel_step != 1 && rows.inner_step != 1) return std::nullopt;
   return rows;
+}
+
+// The kernels for float32 (also of half precision, converted on the way) or for int32.
+template <typename Value>
+struct Compare {
+  const Kernels& level;
+  const Value* threshold;
+  const Word* flip;
+
+  void row(const Value* x, int64_t n, Word* out) const {
+    if constexpr (std::is_same_v<Value, float>)
+      level.compare_float(x, n, threshold, flip, out);
+    else
+      level.compare_int(x, n, threshold, flip, out);
+  }
+  // The word of channels `first` ... for `pixels` neighbouring rows.
+  void columns(const Value* x, int64_t channel_step, int64_t pixels, int64_t first,
+               int64_t channels, Word* out, int64_t out_step) const {
+    const Value* t = threshold ? threshold + first : nullptr;
+    const Word below = flip ? flip[first / kWordBits] : 0;
+    if constexpr (std::is_same_v<Value, float>)
+      level.compare_columns_float(x, channel_step, pixels, channels, t, below, out, out_step);
+    else
+      level.compare_columns_int(x, channel_step, pixels, channels, t, below, out, out_step);
+  }
+};
+
+template <typename T, typename Value>
+void pack_rows(const T* input, const Rows& rows, const Compare<Value>& compare, Word* out) {
+  const int64_t words = word_count(rows.channels);
+  torch::stable::parallel_for(
+      0, rows.count, grain_for(rows.count, rows.count * rows.channels, kGrain),
+      [&](int64_t begin, int64_t end) {
+        std::vector<Value> converted(std::is_same_v<T, Value> ? 0 : rows.channels);
+        for (int64_t row = begin; row < end; ++row) {
+          const T* x =
+              input + row / rows.inner * rows.outer_step + row % rows.inner * rows.inner_step;
+          if constexpr (std::is_same_v<T, Value>) {
+            compare.row(x, rows.channels, out + row * words);
+          } else {
+            std::copy(x, x + rows.channels, converted.begin());
+            compare.row(converted.data(), rows.channels, out + row * words);
+          }
+        }
+      });
+}
+
+template <typename T, typename Value>
+void pack_columns(const T* input, const Rows& rows, const Compare<Value>& compare, Word* out) {
+  constexpr int64_t kPixels = 64;  // rows at a time
+  const int64_t words = word_count(rows.channels);
+  const int64_t pieces = (rows.inner + kPixels - 1) / kPixels;
+  const int64_t tasks = rows.count / rows.inner * pieces * words;
+  torch::stable::parallel_for(
+      0, tasks, grain_for(tasks, rows.count * rows.channels, kGrain),
+      [&](int64_t begin, int64_t end) {
+        std::vector<Value> converted(std::is_same_v<T, Value> ? 0 : kWordBits * kPixels);
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t piece = task % pieces, word = task / pieces % words;
+          const int64_t outer = task / pieces / words;
+          const int64_t pixel = piece * kPixels, channel = word * kWordBits;
+          const int64_t pixels = std::min(kPixels, rows.inner - pixel);
+          const int64_t channels = std::min(kWordBits, rows.channels - channel);
+          const T* x = input + outer * rows.outer_step + pixel + channel * rows.channel_step;
+          Word* to = out + (outer * rows.inner + pixel) * words + word;
+          if constexpr (std::is_same_v<T, Value>) {
+            compare.columns(x, rows.channel_step, pixels, channel, channels, to, words);
+          } else {
+            for (int64_t c = 0; c < channels; ++c)
+              std::copy(x + c * rows.channel_step, x + c * rows.channel_step + pixels,
+                        converted.begin() + c * kPixels);
+            compare.columns(converted.data(), kPixels, pixels, channel, channels, to, words);
+          }
+        }
+      });
 }
 
 template <typename T, typename Value>
 void pack_as(const Tensor& input, const Rows& rows, const std::optional<Tensor>& threshold,
              const std::optional<Tensor>& flip, Word* out) {
-  const Kernels& level = kernels();
-  const Value* t = data<Value>(threshold);
-  const Word* f = data<Word>(flip);
-  pack_rows<T, Value>(
-      data<T>(input), rows,
-      [&](const Value* x, int64_t n, Word* to) {
-        if constexpr (std::is_same_v<Value, float>)
-          level.compare_float(x, n, t, f, to);
-        else
-          level.compare_int(x, n, t, f, to);
-      },
-      out);
+  const Compare<Value> compare = {kernels(), data<Value>(threshold), data<Word>(flip)};
+  if (rows.channel_step == 1)
+    pack_rows<T, Value>(data<T>(input), rows, compare, out);
+  else
+    pack_columns<T, Value>(data<T>(input), rows, compare, out);
 }
 
 Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,

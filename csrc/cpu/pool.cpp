@@ -13,14 +13,14 @@ using Pair = std::vector<int64_t>;
 struct Axis {
   int64_t size, kernel, stride, padding, dilation, out;
 
+  int64_t at(int64_t o, int64_t tap) const { return o * stride - padding + tap * dilation; }
+
   // The taps of output `o` that lie inside the input: [first, last).
   int64_t first(int64_t o) const {
-    const int64_t start = o * stride - padding;
-    return start >= 0 ? 0 : (-start + dilation - 1) / dilation;
+    return std::max<int64_t>(0, (dilation - 1 - at(o, 0)) / dilation);
   }
   int64_t last(int64_t o) const {
-    const int64_t room = size - (o * stride - padding);
-    return std::min(kernel, (room + dilation - 1) / dilation);
+    return std::min(kernel, (size - at(o, 0) + dilation - 1) / dilation);
   }
 };
 
@@ -63,21 +63,22 @@ Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stri
         for (int64_t row = begin; row < end; ++row) {
           const Word* image = from + row / vertical.out * vertical.size * horizontal.size * words;
           const int64_t oy = row % vertical.out;
-          for (int64_t ox = 0; ox < horizontal.out; ++ox)
-            for (int64_t word = 0; word < words; ++word) {
-              // Complementing the minimum channels before and after turns their and into an or.
-              const Word flip = lowest ? lowest[word] : 0;
-              Word bits = 0;
-              for (int64_t ky = vertical.first(oy); ky < vertical.last(oy); ++ky)
-                for (int64_t kx = horizontal.first(ox); kx < horizontal.last(ox); ++kx) {
-                  const int64_t y =
-                      oy * vertical.stride - vertical.padding + ky * vertical.dilation;
-                  const int64_t x =
-                      ox * horizontal.stride - horizontal.padding + kx * horizontal.dilation;
-                  bits |= image[(y * horizontal.size + x) * words + word] ^ flip;
-                }
-              to[(row * horizontal.out + ox) * words + word] = bits ^ flip;
-            }
+          const int64_t first_y = vertical.first(oy), last_y = vertical.last(oy);
+          for (int64_t ox = 0; ox < horizontal.out; ++ox) {
+            const int64_t first_x = horizontal.first(ox), last_x = horizontal.last(ox);
+            Word* bits = to + (row * horizontal.out + ox) * words;
+            std::fill(bits, bits + words, Word{0});
+            // Complementing the minimum channels before and after turns their and into an or.
+            for (int64_t ky = first_y; ky < last_y; ++ky)
+              for (int64_t kx = first_x; kx < last_x; ++kx) {
+                const Word* pixel =
+                    image + (vertical.at(oy, ky) * horizontal.size + horizontal.at(ox, kx)) * words;
+                for (int64_t word = 0; word < words; ++word)
+                  bits[word] |= pixel[word] ^ (lowest ? lowest[word] : 0);
+              }
+            if (lowest)
+              for (int64_t word = 0; word < words; ++word) bits[word] ^= lowest[word];
+          }
         }
       });
   return out;

@@ -1,0 +1,72 @@
+// conv2d, conv2d_float and conv2d_bits: convolutions of packed NHWC maps. CUDA reads the weight
+// itself; `tiles` is for the CPU.
+#include <torch/csrc/stable/library.h>
+
+#include "cuda/outputs.cuh"
+
+namespace bnn_ext::cuda {
+namespace {
+
+using Integers = std::vector<int64_t>;
+
+Call<Conv2d> call(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                  const Integers& stride, const Integers& padding, const Integers& dilation,
+                  int64_t groups, int64_t pad_value) {
+  check_rank("input", input, 4);
+  check_rank("weight", weight, 4);
+  STD_TORCH_CHECK(groups >= 1 && in_channels % groups == 0 && weight.size(0) % groups == 0,
+                  "groups must divide the ", in_channels, " input and ", weight.size(0),
+                  " output channels, found ", groups);
+  STD_TORCH_CHECK(-1 <= pad_value && pad_value <= 1, "pad_value must be -1, 0 or 1, found ",
+                  pad_value);
+  const Tensor x = packed_operand("input", input, in_channels, input);
+  const Tensor w = packed_operand("weight", weight, in_channels / groups, input);
+
+  Window window = {};
+  window.input = {x.size(1), x.size(2)};
+  window.kernel = {w.size(1), w.size(2)};
+  window.stride = extent("stride", stride, 1);
+  window.padding = extent("padding", padding, 0);
+  window.dilation = extent("dilation", dilation, 1);
+  check_fits(window);
+  window.output = {window_count(window.input.y, window.kernel.y, window.stride.y, window.padding.y,
+                                window.dilation.y),
+                   window_count(window.input.x, window.kernel.x, window.stride.x, window.padding.x,
+                                window.dilation.x)};
+  const Conv2d operation = {data<Word>(x), data<Word>(w), window,   in_channels,
+                            w.size(0),     groups,        pad_value};
+  return {operation, x, w, {x.size(0), window.output.y, window.output.x}};
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels,
+              const Integers& stride, const Integers& padding, const Integers& dilation,
+              int64_t groups, int64_t pad_value, const std::optional<Tensor>& /*tiles*/) {
+  return sums(call(input, weight, in_channels, stride, padding, dilation, groups, pad_value));
+}
+
+Tensor conv2d_float(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                    const Integers& stride, const Integers& padding, const Integers& dilation,
+                    int64_t groups, int64_t pad_value, const std::optional<Tensor>& scale,
+                    const std::optional<Tensor>& bias, ScalarType dtype,
+                    const std::optional<Tensor>& /*tiles*/) {
+  return floats(call(input, weight, in_channels, stride, padding, dilation, groups, pad_value),
+                scale, bias, dtype);
+}
+
+Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                   const Integers& stride, const Integers& padding, const Integers& dilation,
+                   int64_t groups, int64_t pad_value, const Tensor& threshold,
+                   const std::optional<Tensor>& flip, const std::optional<Tensor>& /*tiles*/) {
+  return bits(call(input, weight, in_channels, stride, padding, dilation, groups, pad_value),
+              threshold, flip);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("conv2d_float", TORCH_BOX(&conv2d_float));
+  m.impl("conv2d_bits", TORCH_BOX(&conv2d_bits));
+}
+
+}  // namespace bnn_ext::cuda

@@ -1,0 +1,53 @@
+// Starts kernels whose threads share a flat index, on the current stream of a tensor's device.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "cuda/index.cuh"
+
+namespace bnn_ext::cuda {
+
+constexpr int64_t kBlockThreads = 256;
+
+// A kernel strides over its work by whole grids. The stride is a multiple of 32, so a warp stays
+// on neighbouring indices and, if their number is a multiple of 32, leaves the loop as one.
+__device__ inline int64_t first_index() {
+  return int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
+}
+__device__ inline int64_t index_stride() { return int64_t{gridDim.x} * kBlockThreads; }
+
+// Writes the word of the 32 places that a warp holds; every lane must call.
+__device__ inline void store_bits(Word* output, Place at, int64_t channels, bool bit) {
+  const Word word = __ballot_sync(~0u, bit);
+  if (at.channel % kWordBits == 0) output[word_index(at, channels)] = word;
+}
+
+// One thread per packed word.
+template <typename Operation>
+__global__ void words_kernel(Operation operation, Word* output, int64_t count) {
+  for (int64_t i = first_index(); i < count; i += index_stride()) output[i] = operation.word(i);
+}
+
+// Runs kernel(arguments..., count) over `count` indices; nothing to do is no launch.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t count, const torch::stable::Tensor& output,
+            const Arguments&... arguments) {
+  if (count == 0) return;
+  const int32_t device = output.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const int64_t blocks = std::min<int64_t>((count + kBlockThreads - 1) / kBlockThreads,
+                                           std::numeric_limits<int32_t>::max());
+  kernel<<<static_cast<unsigned>(blocks), kBlockThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      arguments..., count);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace bnn_ext::cuda

@@ -1,0 +1,155 @@
+// pack, unpack, flatten and tile_weight: between values and packed words.
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "cuda/arguments.cuh"
+#include "cuda/launch.cuh"
+
+namespace bnn_ext::cuda {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+// One thread per bit, one warp per word.
+template <typename Operation>
+__global__ void bits_kernel(Operation operation, Word* output, int64_t channels, int64_t count) {
+  for (int64_t i = first_index(); i < count; i += index_stride()) {
+    const Place at = place(i, channels);
+    store_bits(output, at, channels, at.channel < channels && operation.bit(at.row, at.channel));
+  }
+}
+
+template <typename T>
+__global__ void unpack_kernel(Unpack operation, T* output, int64_t count) {
+  for (int64_t i = first_index(); i < count; i += index_stride())
+    output[i] = static_cast<T>(operation.bit(i) ? 1.0f : -1.0f);
+}
+
+// Inputs of up to four dimensions are read where they are, for example an NCHW map seen as NHWC.
+Layout layout(const Tensor& input) {
+  Layout layout = {{1, 1, 1, 1}, {0, 0, 0, 0}};
+  const int64_t missing = 4 - input.dim();
+  for (int64_t i = 0; i < input.dim(); ++i) {
+    layout.sizes[missing + i] = input.size(i);
+    layout.strides[missing + i] = input.stride(i);
+  }
+  return layout;
+}
+
+template <typename T, typename Threshold>
+void launch_pack(const Tensor& input, const std::optional<Tensor>& threshold,
+                 const std::optional<Tensor>& flip, int64_t rows, const Tensor& output) {
+  const int64_t channels = input.size(input.dim() - 1);
+  const int64_t count = place_count(rows, channels);
+  const Pack<T, Threshold> operation = {data<T>(input), layout(input), data<Threshold>(threshold),
+                                        data<Word>(flip)};
+  launch(bits_kernel<Pack<T, Threshold>>, count, output, operation, mutable_data<Word>(output),
+         channels);
+}
+
+Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
+            const std::optional<Tensor>& flip) {
+  check_cuda(input);
+  STD_TORCH_CHECK(input.dim() >= 1, "input must have at least 1 dimension, found a scalar");
+  STD_TORCH_CHECK(threshold || !flip, "flip needs a threshold");
+  const int64_t channels = input.size(input.dim() - 1);
+  const ScalarType dtype = input.scalar_type();
+  const ScalarType threshold_dtype = dtype == ScalarType::Int ? dtype : ScalarType::Float;
+  const auto t = vector_operand("threshold", threshold, threshold_dtype, channels, input);
+  const auto f = vector_operand("flip", flip, ScalarType::Int, word_count(channels), input);
+
+  const std::vector<int64_t> sizes = leading_sizes(input);
+  const int64_t rows = product(sizes);
+  const Tensor x = input.dim() <= 4 ? input : torch::stable::reshape(input, {rows, channels});
+  const Tensor output = new_output(input, sizes, word_count(channels), ScalarType::Int);
+  switch (dtype) {
+    case ScalarType::Float:
+      launch_pack<float, float>(x, t, f, rows, output);
+      break;
+    case ScalarType::Half:
+      launch_pack<Half, float>(x, t, f, rows, output);
+      break;
+    case ScalarType::BFloat16:
+      launch_pack<BFloat16, float>(x, t, f, rows, output);
+      break;
+    case ScalarType::Int:
+      launch_pack<int32_t, int32_t>(x, t, f, rows, output);
+      break;
+    default:
+      STD_TORCH_CHECK(false, "input must be Float, Half, BFloat16 or Int, found ", dtype);
+  }
+  return output;
+}
+
+template <typename T>
+void launch_unpack(const Unpack& operation, const Tensor& output) {
+  launch(unpack_kernel<T>, output.numel(), output, operation, mutable_data<T>(output));
+}
+
+Tensor unpack(const Tensor& packed, int64_t channels, ScalarType dtype) {
+  const Tensor words = packed_operand("packed", packed, channels, packed);
+  const Tensor output = new_output(words, leading_sizes(words), channels, dtype);
+  const Unpack operation = {data<Word>(words), channels};
+  switch (dtype) {
+    case ScalarType::Float:
+      launch_unpack<float>(operation, output);
+      break;
+    case ScalarType::Half:
+      launch_unpack<Half>(operation, output);
+      break;
+    case ScalarType::BFloat16:
+      launch_unpack<BFloat16>(operation, output);
+      break;
+    case ScalarType::Int:
+      launch_unpack<int32_t>(operation, output);
+      break;
+    case ScalarType::Char:
+      launch_unpack<int8_t>(operation, output);
+      break;
+    default:
+      STD_TORCH_CHECK(false, "dtype must be Float, Half, BFloat16, Int or Char, found ", dtype);
+  }
+  return output;
+}
+
+Tensor flatten(const Tensor& packed, int64_t channels) {
+  const Tensor words = packed_operand("packed", packed, channels, packed);
+  STD_TORCH_CHECK(words.dim() >= 2, "packed must have at least 2 dimensions, found ", words.dim());
+  const int64_t rows = words.size(0);
+  int64_t positions = 1;
+  for (int64_t i = 1; i < words.dim() - 1; ++i) positions *= words.size(i);
+  const int64_t features = positions * channels;
+  const int64_t count = place_count(rows, features);
+  const Tensor output = new_output(words, {rows}, word_count(features), ScalarType::Int);
+  launch(bits_kernel<Flatten>, count, output, Flatten{data<Word>(words), positions, channels},
+         mutable_data<Word>(output), features);
+  return output;
+}
+
+Tensor tile_weight(const Tensor& weight, int64_t groups) {
+  STD_TORCH_CHECK(weight.dim() == 2 || weight.dim() == 4,
+                  "weight must have 2 or 4 dimensions, found ", weight.dim());
+  STD_TORCH_CHECK(groups >= 1 && weight.size(0) % groups == 0, "groups must divide the ",
+                  weight.size(0), " output channels, found ", groups);
+  const Tensor words = operand("weight", weight, ScalarType::Int, weight);
+  int64_t depth = 1;
+  for (int64_t i = 1; i < words.dim(); ++i) depth *= words.size(i);
+  const TileWeight operation = {data<Word>(words), words.size(0) / groups, depth};
+  const Tensor tiles = new_output(words, {groups * operation.group_blocks(), depth},
+                                  TileWeight::kLanes, ScalarType::Int);
+  launch(words_kernel<TileWeight>, tiles.numel(), tiles, operation, mutable_data<Word>(tiles));
+  return tiles;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
+  m.impl("pack", TORCH_BOX(&pack));
+  m.impl("unpack", TORCH_BOX(&unpack));
+  m.impl("flatten", TORCH_BOX(&flatten));
+  m.impl("tile_weight", TORCH_BOX(&tile_weight));
+}
+
+}  // namespace bnn_ext::cuda
