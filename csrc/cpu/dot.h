@@ -23,6 +23,7 @@ struct Line {
   int64_t count;
 };
 
+constexpr int64_t kGrainProducts = 1 << 18;  // word products that are worth waking a thread
 constexpr int64_t kLineWindows = 48;  // longer lines are split, to have enough tasks for threads
 
 struct Dot {
@@ -68,10 +69,11 @@ void run(const Dot& dot, const Store& store) {
   const int64_t blocks = (dot.out_channels + kBlock - 1) / kBlock;
   const int64_t line_count = dot.lines.size();
   const int64_t tasks = dot.images * dot.groups * chunks * line_count;
-  const int64_t work = dot.images * dot.positions * dot.groups * dot.out_channels * dot.block_words;
+  const int64_t work =  // word products
+      dot.images * dot.positions * dot.groups * dot.out_channels * (dot.block_words / kBlock);
 
   torch::stable::parallel_for(
-      0, tasks, grain_for(tasks, work, 1 << 17), [&](int64_t begin, int64_t end) {
+      0, tasks, grain_for(tasks, work, kGrainProducts), [&](int64_t begin, int64_t end) {
         alignas(64) int32_t sums[kMaxRows * kTileChannels];
         for (int64_t task = begin; task < end; ++task) {
           // Lines turn fastest, so that one chunk's weights stay in the cache.
