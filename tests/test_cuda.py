@@ -1,0 +1,301 @@
+"""CUDA operators against the reference, bit for bit. Needs a GPU and a build with CUDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bnn_ext import _extension, ops, reference
+
+DEVICE = "cuda"
+SIZES = [1, 31, 32, 33, 63, 64, 65, 127, 128, 129]
+PACKABLE = [torch.float32, torch.float16, torch.bfloat16, torch.int32]
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+
+built = pytest.mark.skipif(not _extension.has_cuda, reason="bnn_ext was built without CUDA")
+gpu = pytest.mark.skipif(
+    not (_extension.has_cuda and torch.cuda.is_available()),
+    reason="needs a GPU and a build of bnn_ext with CUDA",
+)
+
+
+def on_gpu(value: Any) -> Any:
+    return value.to(DEVICE) if isinstance(value, Tensor) else value
+
+
+def check(name: str, *args: Any, **kwargs: Any) -> None:
+    """The operator on the GPU equals the reference on the CPU, where float64 sums are exact."""
+    expected = getattr(reference, name)(*args, **kwargs)
+    found = getattr(ops, name)(
+        *map(on_gpu, args), **{key: on_gpu(value) for key, value in kwargs.items()}
+    )
+    assert found.device.type == torch.device(DEVICE).type
+    assert found.dtype == expected.dtype
+    assert torch.equal(found.cpu(), expected)
+
+
+def random_packed(*shape: int) -> Tensor:
+    """Random bits; the last size counts bits, not words."""
+    return reference.pack_bits(torch.rand(shape) < 0.5)
+
+
+def random_flip(channels: int) -> Tensor:
+    return random_packed(channels)
+
+
+def random_threshold(channels: int, spread: int = 5) -> Tensor:
+    return torch.randint(-spread, spread + 1, (channels,), dtype=torch.int32)
+
+
+def check_three_outputs(name: str, *args: Any, outputs: int, **kwargs: Any) -> None:
+    """`name`, `name`_float in every dtype, `name`_bits, with and without their optional vectors."""
+    check(name, *args, **kwargs)
+    scale, bias = torch.randn(outputs), torch.randn(outputs)
+    for dtype in FLOATS:
+        check(f"{name}_float", *args, scale=scale, bias=bias, dtype=dtype, **kwargs)
+    check(f"{name}_float", *args, scale=scale, **kwargs)
+    check(f"{name}_float", *args, bias=bias, **kwargs)
+    check(f"{name}_float", *args, **kwargs)
+    threshold = random_threshold(outputs)
+    check(f"{name}_bits", *args, threshold=threshold, **kwargs)
+    check(f"{name}_bits", *args, threshold=threshold, flip=random_flip(outputs), **kwargs)
+
+
+@built
+@pytest.mark.parametrize("name", ops.__all__)
+def test_every_operator_has_a_cuda_kernel(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bnn_ext::{name}", "CUDA")
+
+
+@built
+def test_architectures() -> None:
+    from bnn_ext import _C_cuda
+
+    assert all(name[:2].isdigit() for name in _C_cuda.architectures().split(";"))
+
+
+@gpu
+@pytest.mark.parametrize("dtype", PACKABLE)
+@pytest.mark.parametrize("channels", SIZES)
+def test_pack(channels: int, dtype: torch.dtype) -> None:
+    x = torch.randint(-3, 4, (5, channels)).to(dtype)
+    if dtype.is_floating_point:
+        x[0, 0], x[1, 0], x[2, 0] = float("nan"), -0.0, float("-inf")
+    threshold = random_threshold(channels, 3)
+    if dtype != torch.int32:
+        threshold = threshold.float()
+    check("pack", x)
+    check("pack", x, threshold)
+    check("pack", x, threshold, random_flip(channels))
+
+
+@gpu
+def test_pack_reads_any_strides() -> None:
+    x = torch.randn(2, 40, 5, 6)
+    check("pack", x.permute(0, 2, 3, 1))  # NCHW seen as NHWC
+    check("pack", x.to(memory_format=torch.channels_last).permute(0, 2, 3, 1))
+    check("pack", x[:, 1::2, ::2].transpose(1, 3))
+    check("pack", x[0, 0, 0].expand(3, 6))
+    check("pack", torch.randn(2, 33, 2, 3, 4).movedim(1, -1))
+    check("pack", torch.randn(70)[::2])
+
+
+@gpu
+@pytest.mark.parametrize("channels", SIZES)
+def test_unpack(channels: int) -> None:
+    packed = random_packed(3, 2, channels)
+    for dtype in (*PACKABLE, torch.int8):
+        check("unpack", packed, channels, dtype)
+    check("unpack", packed.transpose(0, 1), channels)
+
+
+@gpu
+@pytest.mark.parametrize("channels", SIZES)
+def test_flatten(channels: int) -> None:
+    check("flatten", random_packed(3, 2, 5, channels), channels)
+    check("flatten", random_packed(3, 2, 5, channels).transpose(1, 2), channels)
+    check("flatten", random_packed(3, channels), channels)
+
+
+@gpu
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("group_outputs", [1, 15, 16, 17, 40])
+def test_tile_weight_equals_the_cpu_kernel(group_outputs: int, groups: int) -> None:
+    for shape in ((70,), (3, 2, 33)):
+        weight = random_packed(groups * group_outputs, *shape)
+        expected = ops.tile_weight(weight, groups)
+        assert torch.equal(ops.tile_weight(weight.to(DEVICE), groups).cpu(), expected)
+
+
+@gpu
+@pytest.mark.parametrize("outputs", [1, 31, 32, 33, 129])
+@pytest.mark.parametrize("features", SIZES)
+def test_linear(features: int, outputs: int) -> None:
+    x, weight = random_packed(3, features), random_packed(outputs, features)
+    check_three_outputs("linear", x, weight, features, outputs=outputs)
+
+
+@gpu
+def test_linear_shapes() -> None:
+    weight = random_packed(10, 40)
+    check("linear", random_packed(40), weight, 40)
+    check("linear", random_packed(2, 3, 4, 40), weight, 40)
+    check("linear", random_packed(3, 4, 40).transpose(0, 1), weight, 40)
+    check("linear", random_packed(300, 5000), random_packed(65, 5000), 5000)
+
+
+@gpu
+@pytest.mark.parametrize("pad_value", [-1, 0, 1])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups"),
+    [(1, 1, 1), (3, 33, 1), (32, 32, 1), (65, 40, 1), (128, 129, 1)]
+    + [(2, 4, 2), (66, 6, 2), (96, 96, 3), (99, 33, 3), (40, 40, 40), (192, 64, 2)],
+)
+def test_conv2d_channels(inputs: int, outputs: int, groups: int, pad_value: int) -> None:
+    x = random_packed(2, 5, 6, inputs)
+    weight = random_packed(outputs, 3, 3, inputs // groups)
+    geometry = ((1, 1), (1, 1), (1, 1), groups, pad_value)
+    check_three_outputs("conv2d", x, weight, inputs, *geometry, outputs=outputs)
+
+
+@gpu
+@pytest.mark.parametrize("pad_value", [-1, 0, 1])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (1, 3)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2), (4, 3)])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 3)])
+def test_conv2d_geometry(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    pad_value: int,
+) -> None:
+    x, weight = random_packed(2, 9, 8, 70), random_packed(6, *kernel, 35)
+    check("conv2d", x, weight, 70, stride, padding, dilation, 2, pad_value)
+
+
+@gpu
+def test_conv2d_reads_strided_maps() -> None:
+    weight = random_packed(8, 3, 3, 40)
+    check("conv2d", random_packed(2, 9, 8, 40).transpose(1, 2), weight, 40)
+    check("conv2d", random_packed(2, 9, 8, 40)[:, ::2], weight, 40)
+
+
+@gpu
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [
+        ((2, 2), None, (0, 0), (1, 1)),
+        ((3, 3), (2, 2), (1, 1), (1, 1)),
+        ((3, 2), (2, 3), (1, 0), (2, 3)),
+        ((1, 4), (3, 1), (0, 2), (1, 2)),
+    ],
+)
+def test_max_pool2d(
+    kernel: tuple[int, int],
+    stride: tuple[int, int] | None,
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
+) -> None:
+    for channels in (1, 33, 64, 100):
+        x = random_packed(2, 8, 9, channels)
+        check("max_pool2d", x, kernel, stride, padding, dilation, ceil_mode)
+        check("max_pool2d", x, kernel, stride, padding, dilation, ceil_mode, random_flip(channels))
+
+
+def empty_calls() -> list[tuple[str, tuple[Any, ...]]]:
+    weight, kernel = random_packed(5, 40), random_packed(5, 3, 3, 40)
+    map_ = random_packed(0, 6, 6, 40)
+    return [
+        ("pack", (torch.empty(0, 40),)),
+        ("pack", (torch.empty(3, 0),)),
+        ("unpack", (random_packed(0, 40), 40)),
+        ("flatten", (random_packed(0, 3, 40), 40)),
+        ("flatten", (random_packed(2, 0, 40), 40)),
+        ("linear", (random_packed(0, 40), weight, 40)),
+        ("linear", (random_packed(3, 40), random_packed(0, 40), 40)),
+        ("linear", (random_packed(3, 0), random_packed(5, 0), 0)),
+        ("linear_float", (random_packed(0, 40), weight, 40)),
+        ("linear_bits", (random_packed(0, 40), weight, 40, random_threshold(5))),
+        ("conv2d", (map_, kernel, 40)),
+        ("conv2d_float", (map_, kernel, 40)),
+        ("max_pool2d", (map_, (2, 2))),
+    ]
+
+
+@gpu
+@pytest.mark.parametrize(("name", "args"), empty_calls())
+def test_empty(name: str, args: tuple[Any, ...]) -> None:
+    check(name, *args)
+
+
+def operator_calls() -> dict[str, tuple[Any, ...]]:
+    """One call of every torch.ops.bnn_ext operator with all of its arguments."""
+    row, weight, vector = random_packed(3, 40), random_packed(5, 40), torch.randn(5)
+    map_, kernel = random_packed(2, 6, 6, 40), random_packed(5, 3, 3, 40)
+    conv = (map_, kernel, 40, [1, 1], [1, 1], [1, 1], 1, 0)
+    threshold, flip = random_threshold(5), random_flip(5)
+    return {
+        "pack": (torch.randn(3, 5), vector, flip),
+        "unpack": (row, 40, torch.float16),
+        "flatten": (map_, 40),
+        "tile_weight": (kernel, 1),
+        "linear": (row, weight, 40),
+        "linear_float": (row, weight, 40, vector, vector, torch.float32),
+        "linear_bits": (row, weight, 40, threshold, flip),
+        "conv2d": conv,
+        "conv2d_float": (*conv, vector, vector, torch.bfloat16),
+        "conv2d_bits": (*conv, threshold, flip),
+        "max_pool2d": (map_, [2, 2], [2, 2], [0, 0], [1, 1], False, random_flip(40)),
+    }
+
+
+@gpu
+@pytest.mark.parametrize(("name", "args"), operator_calls().items())
+def test_opcheck(name: str, args: tuple[Any, ...]) -> None:
+    torch.library.opcheck(getattr(torch.ops.bnn_ext, name).default, tuple(map(on_gpu, args)))
+
+
+@gpu
+@pytest.mark.parametrize(
+    "name", [name for name in ops.__all__ if name not in ("unpack", "flatten", "tile_weight")]
+)
+def test_a_cpu_argument_among_cuda_arguments_is_an_error(name: str) -> None:
+    operator, args = getattr(torch.ops.bnn_ext, name), operator_calls()[name]
+    tensors = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+    assert len(tensors) > 1
+    for stays in tensors:
+        mixed = [value if i == stays else on_gpu(value) for i, value in enumerate(args)]
+        with pytest.raises(RuntimeError, match=r"must be on .*found the CPU"):
+            operator(*mixed)
+
+
+@gpu
+@pytest.mark.parametrize(("name", "args"), operator_calls().items())
+def test_runs_on_the_current_stream_without_synchronizing(name: str, args: tuple[Any, ...]) -> None:
+    operator, args = getattr(torch.ops.bnn_ext, name), tuple(map(on_gpu, args))
+    expected = operator(*args)
+    # Capture fails on work in another stream and on any synchronization.
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = operator(*args)
+    found.zero_()
+    graph.replay()
+    assert torch.equal(found, expected)
+
+
+@gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("name", "args"), operator_calls().items())
+def test_runs_on_the_device_of_its_input(name: str, args: tuple[Any, ...]) -> None:
+    operator = getattr(torch.ops.bnn_ext, name)
+    expected = operator(*map(on_gpu, args))
+    found = operator(*(v.to("cuda:1") if isinstance(v, Tensor) else v for v in args))
+    assert found.device == torch.device("cuda:1")
+    assert torch.equal(found.cpu(), expected.cpu())
