@@ -29,6 +29,7 @@ from bnn_ext import quantizers
 from bnn_ext.convert.network import INPUT, Node, PackedNetwork
 from bnn_ext.convert.report import Report
 from bnn_ext.nn import binary, packed
+from bnn_ext.nn.packed import is_channels_last
 
 VERSION = 1
 _KEY = "bnn_ext"  # of our JSON in the safetensors metadata
@@ -124,6 +125,8 @@ def save(network: PackedNetwork, path: str | os.PathLike[str]) -> None:
                 "kind": kind,
                 "inputs": list(node.inputs),
                 "attributes": attributes,
+                # torch's sums round in another order for another memory format.
+                "channels_last": [key for key, tensor in own.items() if is_channels_last(tensor)],
             }
         )
         for key, tensor in own.items():
@@ -244,6 +247,8 @@ def _node(description: dict[str, Any], tensors: dict[str, Tensor]) -> Node:
         if key.startswith(prefix) and "." not in key.removeprefix(prefix)
     }
     try:
+        for key in description["channels_last"]:
+            own[key] = own[key].contiguous(memory_format=torch.channels_last)
         module = _build(description["kind"], description["attributes"], own)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"node {name}: {error}") from None

@@ -43,6 +43,7 @@ from bnn_ext.nn.packed import (
     PackedLayer,
     PackedLinear,
     PackedMaxPool2d,
+    is_channels_last,
 )
 
 # The binary layers that have packed kernels.
@@ -163,14 +164,18 @@ def _binary_weight_layer(layer: PackableLayer) -> PackedLayer:
     """The layer with a real input, its weight stored as bits."""
     _, scale = layer.signs_and_scale()
     bias = None if layer.bias is None else layer.bias.detach().clone()
-    kind = BinaryWeightLinear if isinstance(layer, BinaryLinear) else BinaryWeightConv2d
-    return kind(
-        _packed_weight(layer, None),
-        layer.weight.shape[1],
+    dtype = _DTYPES[layer.weight.dtype]
+    weight, fan_in = _packed_weight(layer, None), layer.weight.shape[1]
+    if isinstance(layer, BinaryLinear):
+        return BinaryWeightLinear(weight, fan_in, scale, bias, dtype)
+    return BinaryWeightConv2d(
+        weight,
+        fan_in,
         **_arguments(layer),  # type: ignore[arg-type]
+        channels_last=is_channels_last(layer.weight),
         scale=scale,
         bias=bias,
-        dtype=_DTYPES[layer.weight.dtype],
+        dtype=dtype,
     )
 
 

@@ -19,6 +19,13 @@ from bnn_ext.nn.binary import scale_and_bias
 _Pair = tuple[int, int]
 
 
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a `[N, C, H, W]` tensor has the strides of torch.channels_last."""
+    if tensor.dim() != 4:
+        return False
+    return tensor.stride() == torch.empty_like(tensor, memory_format=torch.channels_last).stride()
+
+
 class PackedLayer(nn.Module):
     """What all packed layers share: tensors as buffers, everything else as JSON attributes."""
 
@@ -317,11 +324,11 @@ class _BinaryWeight(PackedLayer):
 
     def _derive(self) -> None:
         signs = ops.unpack(self.weight, self.fan_in, _float_dtype(self.dtype))
-        if signs.dim() == 4:
-            # The memory layout of an ordinary convolution weight: torch may choose another
-            # algorithm, with sums in another order, for another layout.
-            signs = signs.permute(0, 3, 1, 2).contiguous()
-        self.register_buffer("signs", signs, persistent=False)
+        self.register_buffer("signs", self._as_torch(signs), persistent=False)
+
+    def _as_torch(self, signs: Tensor) -> Tensor:
+        """Unpacked signs in the shape of torch's weight."""
+        return signs
 
 
 class BinaryWeightLinear(_BinaryWeight):
@@ -358,6 +365,8 @@ class BinaryWeightConv2d(_BinaryWeight):
         weight: packed `[out, kh, kw, ceil(fan_in / 32)]`.
         fan_in: input channels of one group.
         stride, padding, dilation, groups, pad_value: as for `bnn_ext.ops.conv2d`.
+        channels_last: the memory format of the original weight. For another format torch may choose
+            another algorithm, whose sums round in another order.
         scale, bias, dtype: as for `BinaryWeightLinear`.
     """
 
@@ -368,6 +377,7 @@ class BinaryWeightConv2d(_BinaryWeight):
         "dilation",
         "groups",
         "pad_value",
+        "channels_last",
         "dtype",
     )
 
@@ -380,14 +390,20 @@ class BinaryWeightConv2d(_BinaryWeight):
         dilation: _Pair = (1, 1),
         groups: int = 1,
         pad_value: int = 0,
+        channels_last: bool = False,
         scale: Tensor | None = None,
         bias: Tensor | None = None,
         dtype: str = "float32",
     ) -> None:
+        self.channels_last = channels_last
         super().__init__(weight, fan_in, scale, bias, dtype)
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups = groups
         self.pad_value = pad_value
+
+    def _as_torch(self, signs: Tensor) -> Tensor:
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        return signs.permute(0, 3, 1, 2).clone(memory_format=memory)
 
     def forward(self, input: Tensor) -> Tensor:
         padding = self.padding
