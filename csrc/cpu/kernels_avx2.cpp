@@ -84,15 +84,7 @@ inline Word compare16(const T* x, const T* t, bool below) {
 
 }  // namespace
 
-const Kernels kKernelsAvx2 = {"avx2",
-                              Sum::kRows,
-                              dot,
-                              to_float,
-                              compare<float>,
-                              compare<int32_t>,
-                              compare_columns<float>,
-                              compare_columns<int32_t>,
-                              register_peak};
+const Kernels kKernelsAvx2 = make_kernels("avx2");
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -45,15 +45,7 @@ struct Sum {
 
 }  // namespace
 
-const Kernels kKernelsAvx512 = {"avx512",
-                                Sum::kRows,
-                                dot,
-                                to_float,
-                                compare<float>,
-                                compare<int32_t>,
-                                compare_columns<float>,
-                                compare_columns<int32_t>,
-                                register_peak};
+const Kernels kKernelsAvx512 = make_kernels("avx512");
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -39,15 +39,7 @@ struct Sum {
 
 }  // namespace
 
-const Kernels kKernelsAvx512Vpopcnt = {"avx512_vpopcnt",
-                                       Sum::kRows,
-                                       dot,
-                                       to_float,
-                                       compare<float>,
-                                       compare<int32_t>,
-                                       compare_columns<float>,
-                                       compare_columns<int32_t>,
-                                       register_peak};
+const Kernels kKernelsAvx512Vpopcnt = make_kernels("avx512_vpopcnt");
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

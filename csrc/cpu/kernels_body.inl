@@ -149,3 +149,15 @@ int64_t register_peak(int64_t iterations) {
   __asm__ volatile("" : : "r"(sums) : "memory");  // every lane is needed
   return iterations * Sum::kRows * Sum::kBlocks * kBlock * kWordBits;
 }
+
+constexpr Kernels make_kernels(const char* name) {
+  return {name,
+          Sum::kRows,
+          dot,
+          to_float,
+          compare<float>,
+          compare<int32_t>,
+          compare_columns<float>,
+          compare_columns<int32_t>,
+          register_peak};
+}

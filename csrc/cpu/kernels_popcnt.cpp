@@ -39,26 +39,12 @@ struct Sum {
   int32_t count[kBlock] = {};
 };
 
-template <typename T>
-inline Word compare16(const T* x, const T* t, bool below) {
-  Word bits = 0;
-  for (int i = 0; i < 16; ++i) bits |= Word{threshold_bit(x[i], t[i], below)} << i;
-  return bits;
-}
-
+#include "cpu/compare_scalar.inl"
 #include "cpu/kernels_body.inl"
 
 }  // namespace
 
-const Kernels kKernelsPopcnt = {"popcnt",
-                                Sum::kRows,
-                                dot,
-                                to_float,
-                                compare<float>,
-                                compare<int32_t>,
-                                compare_columns<float>,
-                                compare_columns<int32_t>,
-                                register_peak};
+const Kernels kKernelsPopcnt = make_kernels("popcnt");
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END
