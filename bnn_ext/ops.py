@@ -101,11 +101,17 @@ def _check_supported(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must be on the CPU or a CUDA device, found {tensor.device}")
 
 
-def _check_integer(name: str, value: int, least: int) -> None:
+def _check_integer(name: str, value: int, least: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an integer, found {type(value).__name__}")
-    if value < least:
+    if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, found {value}")
+
+
+def _check_sums(name: str, k: int) -> None:
+    """Sums of `k` signs fit into int32."""
+    if k >= 2**31:
+        raise ValueError(f"{name} must give sums below 2**31, found sums of {k} signs")
 
 
 def _check_dtype(name: str, dtype: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -115,7 +121,11 @@ def _check_dtype(name: str, dtype: torch.dtype, dtypes: tuple[torch.dtype, ...])
 
 
 def _pair(name: str, value: _Pair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, (int, torch.SymInt)) else tuple(value)
+    if isinstance(value, (int, torch.SymInt)):
+        value = (value, value)
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be one integer or two, found {type(value).__name__}")
+    pair = tuple(value)
     if len(pair) != 2:
         raise ValueError(f"{name} must be one integer or two, found {value}")
     for entry in pair:
@@ -286,6 +296,7 @@ def _(weight: Tensor, groups: int = 1) -> Tensor:
 
 def _check_linear(input: Tensor, weight: Tensor, in_features: int, tiles: Tensor | None) -> None:
     _check_integer("in_features", in_features, 0)
+    _check_sums("in_features", in_features)
     _check_packed("input", input, in_features)
     _check_supported("input", input)
     _check_packed("weight", weight, in_features, rank=2)
@@ -378,6 +389,7 @@ def linear_bits(
         packed `[..., ceil(out / 32)]`.
     """
     _check_linear(input, weight, in_features, tiles)
+    _check_tensor("threshold", threshold, (torch.int32,))
     _check_vector("threshold", threshold, weight.shape[0], torch.int32, input.device)
     _check_flip("flip", flip, weight.shape[0], input.device)
     return torch.ops.bnn_ext.linear_bits(input, weight, in_features, threshold, flip, tiles)
@@ -423,6 +435,7 @@ def _check_conv2d(
         raise ValueError(
             f"groups must divide the {weight.shape[0]} output channels, found {groups}"
         )
+    _check_integer("pad_value", pad_value)
     if pad_value not in (-1, 0, 1):
         raise ValueError(f"pad_value must be -1, 0 or 1, found {pad_value}")
     stride = _pair("stride", stride, 1)
@@ -435,6 +448,7 @@ def _check_conv2d(
                 f"weight has kernel size {tuple(weight.shape[1:3])}, which with dilation "
                 f"{dilation} does not fit the input's {tuple(input.shape[1:3])} padded by {padding}"
             )
+    _check_sums("weight", weight.shape[1] * weight.shape[2] * in_channels // groups)
     _check_tiles(tiles, weight, groups)
     return stride, padding, dilation
 
@@ -598,6 +612,7 @@ def conv2d_bits(
     stride, padding, dilation = _check_conv2d(
         input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles
     )
+    _check_tensor("threshold", threshold, (torch.int32,))
     _check_vector("threshold", threshold, weight.shape[0], torch.int32, input.device)
     _check_flip("flip", flip, weight.shape[0], input.device)
     return torch.ops.bnn_ext.conv2d_bits(

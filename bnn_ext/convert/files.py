@@ -15,8 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from bnn_ext.nn.packed import is_channels_last
 VERSION = 1
 _KEY = "bnn_ext"  # of our JSON in the safetensors metadata
 
-_PACKED: dict[str, Callable[..., nn.Module]] = {
+_PACKED: dict[str, type[packed.PackedLayer]] = {
     kind.__name__: kind
     for kind in (
         packed.BinaryWeightConv2d,
@@ -49,7 +48,7 @@ _PACKED: dict[str, Callable[..., nn.Module]] = {
 
 _CONV = "in_channels out_channels kernel_size stride padding dilation groups bias"
 _BINARY_CONV = _CONV + " pad_value input_quantizer weight_quantizer"
-_BATCH_NORM = "num_features eps momentum affine track_running_stats"
+_BATCH_NORM = "num_features eps momentum affine track_running_stats bias"
 _POOL = "kernel_size stride padding dilation return_indices ceil_mode"
 # Layers that a network may leave as they were, with the constructor's arguments to keep.
 _TORCH: dict[str, tuple[type[nn.Module], str]] = {
@@ -66,7 +65,7 @@ _TORCH: dict[str, tuple[type[nn.Module], str]] = {
         (nn.BatchNorm1d, _BATCH_NORM),
         (nn.BatchNorm2d, _BATCH_NORM),
         (nn.BatchNorm3d, _BATCH_NORM),
-        (nn.LayerNorm, "normalized_shape eps elementwise_affine"),
+        (nn.LayerNorm, "normalized_shape eps elementwise_affine bias"),
         (nn.MaxPool1d, _POOL),
         (nn.MaxPool2d, _POOL),
         (nn.MaxPool3d, _POOL),
@@ -143,7 +142,7 @@ def save(network: PackedNetwork, path: str | os.PathLike[str]) -> None:
 def _describe(name: str, module: nn.Module) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """Kind, attributes and tensors from which `_build` makes the module again."""
     kind = type(module).__name__
-    if isinstance(module, packed.PackedLayer):
+    if isinstance(module, packed.PackedLayer) and kind in _PACKED:
         return kind, module.attributes(), module.tensors()
     if _TORCH.get(kind, (None,))[0] is not type(module):
         raise ValueError(
@@ -184,19 +183,15 @@ def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     """All or nothing: a temporary file in the same folder, then a rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; a model file gets the mode that open() would give it.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -216,7 +211,7 @@ def load(path: str | os.PathLike[str]) -> PackedNetwork:
         tensors = safetensors.torch.load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         header = json.loads(metadata[_KEY])
-        version = int(header["version"])
+        version = header["version"]
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a complete bnn_ext model file ({type(error).__name__}: {error})"
@@ -227,49 +222,62 @@ def load(path: str | os.PathLike[str]) -> PackedNetwork:
             "a newer bnn_ext may have written it"
         )
     try:
-        if header.pop("sha256") != _digest(header, tensors):
+        as_written = json.dumps(header) == metadata[_KEY]  # and not another spelling of it
+        if not as_written or header.pop("sha256") != _digest(header, tensors):
             raise ValueError("its checksum does not match its content")
         nodes = [_node(description, tensors) for description in header["nodes"]]
         _check_wiring(nodes)
         if tensors:
             raise ValueError(f"no node owns the tensors {', '.join(sorted(tensors))}")
         return PackedNetwork(nodes, Report.from_dict(header["report"]))
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever constructors say to arguments that are nonsense
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def _node(description: dict[str, Any], tensors: dict[str, Tensor]) -> Node:
     """One node, its tensors taken out of `tensors`."""
-    name, prefix = description["name"], description["name"] + "."
+    name, inputs = description["name"], description["inputs"]
+    if not isinstance(inputs, list) or len(inputs) != 1:
+        raise ValueError(f"node {name} must take one input, found {inputs}")
+    prefix = name + "."
     own = {
         key.removeprefix(prefix): tensors.pop(key)
         for key in list(tensors)
         if key.startswith(prefix) and "." not in key.removeprefix(prefix)
     }
+    for key in description["channels_last"]:
+        own[key] = own[key].clone(memory_format=torch.channels_last)
     try:
-        for key in description["channels_last"]:
-            own[key] = own[key].contiguous(memory_format=torch.channels_last)
         module = _build(description["kind"], description["attributes"], own)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise ValueError(f"node {name}: {error}") from None
-    return Node(name, module, tuple(description["inputs"]))
+    return Node(name, module, tuple(inputs))
 
 
 def _build(kind: str, attributes: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     attributes = {
         key: tuple(value) if isinstance(value, list) else value for key, value in attributes.items()
     }
+    if kind not in _PACKED and kind not in _TORCH:
+        raise ValueError(f"kind must be one of {', '.join([*_PACKED, *_TORCH])}, found {kind!r}")
+    known = _PACKED[kind].attribute_names if kind in _PACKED else _TORCH[kind][1].split()
+    if set(attributes) != set(known):
+        raise ValueError(f"attributes must be {list(known)}, found {list(attributes)}")
     if kind in _PACKED:
         return _PACKED[kind](**attributes, **tensors)
-    if kind not in _TORCH:
-        raise ValueError(f"kind must be one of {', '.join([*_PACKED, *_TORCH])}, found {kind!r}")
-    constructor, arguments = _TORCH[kind]
-    if set(attributes) != set(arguments.split()):
-        raise ValueError(f"attributes must be {arguments or 'none'}, found {list(attributes)}")
+
+    has_bias = attributes.pop("bias", True)
     with torch.device("meta"):  # allocates nothing, whatever sizes the file claims
-        module = constructor(**attributes)
+        module = _TORCH[kind][0](**attributes)
+    if not has_bias:
+        module.register_parameter(
+            "bias", None
+        )  # not every layer has the argument in every version of torch
+    for key, expected in module.state_dict().items():
+        if key in tensors and tensors[key].is_floating_point() != expected.is_floating_point():
+            raise ValueError(f"{key} must be like {expected.dtype}, found {tensors[key].dtype}")
     module.load_state_dict(tensors, strict=True, assign=True)
-    return module.requires_grad_(False)
+    return module
 
 
 def _check_wiring(nodes: list[Node]) -> None:

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from bnn_ext import ops, quantizers
 from bnn_ext.convert.network import INPUT, Node
 from bnn_ext.convert.report import LayerReport
-from bnn_ext.convert.sequence import Layer
+from bnn_ext.convert.sequence import Layer, has_own_forward
 from bnn_ext.convert.summary import BINARY_LAYERS, tensor_bytes, weights_per_output
 from bnn_ext.convert.thresholds import (
     IDENTITIES,
+    NotMonotoneError,
     Threshold,
     direction,
     float_threshold,
@@ -86,6 +87,8 @@ def why_not_packed(layer: nn.Module) -> str | None:
     """Why the layer's weight cannot be kept as bits, in words; None if it can."""
     if not isinstance(layer, PackableLayer):
         return "only linear layers and 2-d convolutions have packed kernels"
+    if has_own_forward(layer):
+        return f"{type(layer).__name__} has a forward of its own"
     if layer.weight.dtype not in _DTYPES:
         return f"weight is {layer.weight.dtype}; use float32, float16 or bfloat16"
     if isinstance(layer, BinaryConv2d) and _conv_padding(layer) is None:
@@ -131,8 +134,8 @@ def _arguments(layer: PackableLayer) -> dict[str, object]:
         "stride": _pair(layer.stride),
         "padding": _conv_padding(layer),
         "dilation": _pair(layer.dilation),
-        "groups": layer.groups,
-        "pad_value": layer.pad_value,
+        "groups": int(layer.groups),
+        "pad_value": int(layer.pad_value),
     }
 
 
@@ -141,23 +144,26 @@ def _float(tensor: Tensor | None) -> Tensor | None:
 
 
 def _packed_layer(
-    layer: PackableLayer, flattened: int | None, threshold: Threshold | None
+    layer: PackableLayer,
+    flattened: int | None,
+    threshold: Threshold | None,
+    channels_last: bool,
 ) -> PackedLinear | PackedConv2d:
     """The layer on packed input, with bits as output if there is a threshold."""
-    output: dict[str, object] = {}
+    arguments = _arguments(layer)
     if threshold is None:
         _, scale = layer.signs_and_scale()
-        output = {
-            "scale": _float(scale),
-            "bias": _float(layer.bias),
-            "dtype": _DTYPES[layer.weight.dtype],
-        }
+        arguments["scale"] = _float(scale)
+        arguments["bias"] = _float(layer.bias)
+        arguments["dtype"] = _DTYPES[layer.weight.dtype]
     else:
-        output = threshold._asdict()
+        arguments |= threshold._asdict()
     weight = _packed_weight(layer, flattened)
     if isinstance(layer, BinaryLinear):
-        return PackedLinear(weight, layer.in_features, **output)  # type: ignore[arg-type]
-    return PackedConv2d(weight, layer.in_channels, **_arguments(layer), **output)  # type: ignore[arg-type]
+        return PackedLinear(weight, int(layer.in_features), **arguments)  # type: ignore[arg-type]
+    if threshold is None:
+        arguments["channels_last"] = channels_last
+    return PackedConv2d(weight, int(layer.in_channels), **arguments)  # type: ignore[arg-type]
 
 
 def _binary_weight_layer(layer: PackableLayer) -> PackedLayer:
@@ -196,6 +202,8 @@ class _Chain:
         """Why the layer cannot join the chain, in words; None if it can."""
         module = layer.module
         kind = type(module).__name__
+        if has_own_forward(module):
+            return f"{kind} has a forward of its own"
         is_matrix = not self.is_map and len(layer.input_shape or (0, 0)) == 2
         if isinstance(module, nn.Flatten):
             if (module.start_dim, module.end_dim) != (1, -1) or not (self.is_map or is_matrix):
@@ -246,7 +254,7 @@ class _Chain:
             _pair(pool.stride),
             _pair(pool.padding),
             _pair(pool.dilation),
-            pool.ceil_mode,
+            bool(pool.ceil_mode),
             minimum_channels(self.elementwise(self.layers[index + 1 :]), self.channels),
         )
 
@@ -254,6 +262,8 @@ class _Chain:
 def _chain_behind(layer: Layer) -> _Chain | None:
     """An empty chain behind a layer that runs on floats, if its channels are known."""
     module = layer.module
+    if has_own_forward(module):
+        return None
     if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.dtype == torch.float32:
         is_map = isinstance(module, nn.Conv2d)
         return _Chain(module.weight.shape[0], is_map, module.weight.device)
@@ -272,7 +282,8 @@ class _Source:
     flattened: int | None  # channels of the map that was flattened in front of it
 
     def packed(self, threshold: Threshold | None) -> PackedLinear | PackedConv2d:
-        return _packed_layer(self.module, self.flattened, threshold)
+        channels_last = self.layer.output_channels_last
+        return _packed_layer(self.module, self.flattened, threshold, channels_last)
 
 
 class _Builder:
@@ -318,48 +329,69 @@ class _Builder:
 
     def _add_binary(self, layer: Layer, module: PackableLayer) -> None:
         wants_map = isinstance(module, BinaryConv2d)
-        chain = self.chain
-        flattened = None
+        chain, flattened = self.chain, None
+        obstacle: str | None = "on other dimensions"
         if chain is not None and (chain.is_map and not chain.flattened) == wants_map:
-            self._settle(chain, layer)
-            if chain.is_map and chain.flattened:
+            obstacle = self._settle(chain, layer)
+            if chain.is_map and chain.flattened and obstacle is None:
                 flattened = chain.channels
-        else:
-            self.flush(f"{layer.name or 'model'} follows, on other dimensions")
+        if obstacle is not None:
+            self.flush(f"{layer.name or 'model'} follows, {obstacle}")
             self._append(_packer_name(layer), Pack(wants_map))
         self.source = _Source(layer, module, flattened)
         self.chain = _Chain(module.weight.shape[0], wants_map, module.weight.device)
 
-    def _settle(self, chain: _Chain, following: Layer) -> None:
-        """Ends the chain in a threshold: only bits reach the following layer."""
+    def _settle(self, chain: _Chain, following: Layer) -> str | None:
+        """Ends the chain in a threshold: only bits reach the following layer.
+
+        Returns:
+            Why it cannot be one, in words; None if it is.
+        """
+        try:
+            threshold = self._threshold(chain)
+        except NotMonotoneError as error:
+            return str(error)
+        pack = None
         if self.source is not None:
-            packed = self.source.packed(_sum_threshold(self.source.module, chain))
+            packed = self.source.packed(threshold)
             self._emit(self.source.layer, packed, "fused", f"gives bits to {following.name}")
             into = f"in the threshold of {self.source.layer.name}"
         else:
-            elementwise = chain.elementwise(chain.layers)
-            if all(isinstance(module, IDENTITIES) for module in elementwise):
-                pack = Pack(chain.is_map)
-            else:
-                pack = Pack(chain.is_map, *float_threshold(chain.evaluate, chain.channels))
+            pack = Pack(chain.is_map, *threshold)
             self._append(_packer_name(following), pack)
             into = f"in the packing for {following.name}"
 
+        rows = not chain.is_map
         for index, layer in enumerate(chain.layers):
             if isinstance(layer.module, nn.MaxPool2d):
                 self._emit(layer, chain.packed_pool(index), "fused", "pools bits")
-            elif isinstance(layer.module, nn.Flatten) and chain.is_map:
+            elif isinstance(layer.module, nn.Flatten) and not rows:
                 self._emit(layer, PackedFlatten(chain.channels), "fused", "joins packed rows")
+                rows = True
             elif isinstance(layer.module, (nn.Flatten, *IDENTITIES)):
                 self._report(layer, None, "fused", "does nothing here")
             else:
-                self._report(layer, None, "fused", into)
+                self._report(layer, pack, "fused", into)
+                pack = None  # its bytes count once
         self.source = self.chain = None
+        return None
+
+    def _threshold(self, chain: _Chain) -> Threshold:
+        """The chain as one comparison per channel.
+
+        Raises:
+            NotMonotoneError: it is none.
+        """
+        if self.source is not None:
+            return _sum_threshold(self.source.module, chain)
+        if all(isinstance(module, IDENTITIES) for module in chain.elementwise(chain.layers)):
+            return Threshold(None, None)  # the sign
+        return float_threshold(chain.evaluate, chain.channels)
 
     def _leave(self, layer: Layer) -> None:
         """The layer runs as it was; of a binary layer at least the weight is kept as bits."""
         module = layer.module
-        if isinstance(module, IDENTITIES):
+        if isinstance(module, IDENTITIES) and not has_own_forward(module):
             self._report(layer, None, "left", "does nothing here")
             return
         if not isinstance(module, BINARY_LAYERS):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bnn_ext.convert.report import Report
 
-INPUT = "input"  # the name of the network's own input
+INPUT = ""  # the name of the network's own input, which no layer can have
 
 
 @dataclass
@@ -33,7 +33,7 @@ class PackedNetwork(nn.Module):
         self.nodes = nodes
         self.report = report
         self.steps = nn.ModuleList(node.module for node in nodes)
-        self.eval()
+        self.eval().requires_grad_(False)
 
     def forward(self, input: Tensor) -> Tensor:
         values = {INPUT: input}

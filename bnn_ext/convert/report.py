@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from bnn_ext.convert.tables import format_table
 from bnn_ext.convert.verify import Verification
@@ -53,7 +53,13 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
-        return cls([LayerReport(**layer) for layer in data["layers"]])
+        """What `to_dict` gave; a `TypeError` if it is something else."""
+        layers = [LayerReport(**layer) for layer in data["layers"]]
+        for layer in layers:
+            for name, kind in get_type_hints(LayerReport).items():
+                if not isinstance(getattr(layer, name), kind):
+                    raise TypeError(f"{name} must be {kind}, found {getattr(layer, name)!r}")
+        return cls(layers)
 
     def __str__(self) -> str:
         header = ("layer", "kind", "status", "bytes before", "after", "MACs", "why")

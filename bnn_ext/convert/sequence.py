@@ -7,20 +7,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bnn_ext.nn.packed import is_channels_last
+
 
 @dataclass
 class Layer:
-    """One module of the sequence, and the shapes it saw if the model was run."""
+    """One module of the sequence, and what it took and gave if the model was run."""
 
     name: str
     module: nn.Module
     input_shape: tuple[int, ...] | None = None
     output_shape: tuple[int, ...] | None = None
+    output_channels_last: bool = False
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether the forward is neither torch.nn's nor ours: then a base class tells nothing."""
+    return not type(module).forward.__module__.startswith(("torch.nn.", "bnn_ext."))
 
 
 def is_sequence(module: nn.Module) -> bool:
     """Whether the module runs its children in order and does nothing else."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return isinstance(module, nn.Sequential) and not has_own_forward(module)
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
@@ -40,7 +48,8 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 
 def record_shapes(layers: list[Layer], input: Tensor) -> None:
-    """Runs the layers one after the other and notes the shapes at each."""
+    """Runs the layers one after the other and notes shapes and memory formats."""
+    input = input.clone()  # layers may work in place
     with torch.no_grad():
         for layer in layers:
             layer.input_shape = tuple(input.shape)
@@ -51,3 +60,4 @@ def record_shapes(layers: list[Layer], input: Tensor) -> None:
                     f"{type(input).__name__}"
                 )
             layer.output_shape = tuple(input.shape)
+            layer.output_channels_last = is_channels_last(input)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_ext.convert.tables import format_table
+from bnn_ext.convert.verify import eval_mode
 from bnn_ext.nn.binary import BinaryConv1d, BinaryConv2d, BinaryConv3d, BinaryLinear
 from bnn_ext.nn.packed import (
     BinaryWeightConv2d,
@@ -136,31 +138,36 @@ def summary(model: nn.Module, example_inputs: Tensor | None = None) -> Summary:
     """Counts parameters, bytes and multiply-accumulates by bit width.
 
     Args:
-        model: any model, before or after `convert`.
+        model: any model, before or after `convert`; runs in eval mode and is left as it was.
         example_inputs: a batch to run, for the multiply-accumulates of one sample; without it they
             are unknown.
     """
     leaves = [
         (name, module)
         for name, module in model.named_modules()
-        if not list(module.children()) or isinstance(module, (*BINARY_LAYERS, PackedLayer))
+        if not list(module.children()) or _own_bytes(module)
     ]
     positions: dict[nn.Module, int] = {}  # outputs per sample and channel
 
     def note(module: nn.Module, _: Any, output: Tensor) -> None:
-        count = output[0].numel() // _out_words(module, output)
+        count = math.prod(output.shape[1:]) // _out_words(module, output)
         positions[module] = positions.get(module, 0) + count
 
     if example_inputs is not None:
         hooks = [m.register_forward_hook(note) for _, m in leaves if weights_per_output(m)]
         try:
-            with torch.no_grad():
-                model(example_inputs)
+            with torch.no_grad(), eval_mode(model):
+                model(example_inputs.clone())
         finally:
             for hook in hooks:
                 hook.remove()
     ran = example_inputs is not None
     return Summary([_layer(name, module, positions.get(module, 0), ran) for name, module in leaves])
+
+
+def _own_bytes(module: nn.Module) -> int:
+    """Bytes of the tensors that belong to the module itself and not to its children."""
+    return tensor_bytes(module) - sum(tensor_bytes(child) for child in module.children())
 
 
 def _out_words(module: nn.Module, output: Tensor) -> int:
@@ -172,7 +179,7 @@ def _out_words(module: nn.Module, output: Tensor) -> int:
 
 def _layer(name: str, module: nn.Module, positions: int, ran: bool) -> LayerSummary:
     weights = out_channels(module) * weights_per_output(module)
-    size = tensor_bytes(module)
+    size = _own_bytes(module)
     binary_weight = binary_input = False
     if isinstance(module, PackedLayer):
         binary_weight = isinstance(module, _PACKED_PRODUCTS)
@@ -185,7 +192,7 @@ def _layer(name: str, module: nn.Module, positions: int, ran: bool) -> LayerSumm
         if binary_weight:
             size += (weights + 7) // 8 - weights * module.weight.element_size()
     else:
-        real = list(module.parameters())
+        real = list(module.parameters(recurse=False))
     products = positions * weights if ran or not weights else None
     in_bits = binary_weight and binary_input
     return LayerSummary(

@@ -23,10 +23,17 @@ IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
 Evaluate = Callable[[Tensor], Tensor]
 
 
-class Threshold(NamedTuple):
-    """`value >= threshold`, or `value <= threshold` where the packed flip bit is set."""
+class NotMonotoneError(ValueError):
+    """A chain that is not monotone, since numbers overflow in it."""
 
-    threshold: Tensor
+
+class Threshold(NamedTuple):
+    """`value >= threshold`, or `value <= threshold` where the packed flip bit is set.
+
+    Without a threshold it is the sign: `value >= 0`.
+    """
+
+    threshold: Tensor | None
     flip: Tensor | None
 
 
@@ -36,7 +43,7 @@ def direction(module: nn.Module, channels: int) -> Tensor | str:
     Returns:
         `[channels]`, or a sentence that says why the module is not such a function.
     """
-    up = torch.ones(channels)
+    up = torch.ones(channels, device="cpu")
     if isinstance(module, IDENTITIES + _INCREASING):
         return up
     if isinstance(module, nn.LeakyReLU):
@@ -69,8 +76,8 @@ def _switch(
     Returns:
         The bit at `low`, the bit at `high`, and the last integer where it is as at `low`.
     """
-    lows = torch.full((channels,), low)
-    highs = torch.full((channels,), high)
+    lows = _same(low, channels)
+    highs = _same(high, channels)
     first, last = bit(lows), bit(highs)
     while bool((highs - lows > 1).any()):
         middle = lows + (highs - lows) // 2
@@ -80,15 +87,29 @@ def _switch(
     return first, last, lows
 
 
-def _comparison(
-    bit: Callable[[Tensor], Tensor], low: int, high: int, channels: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _same(integer: int, channels: int) -> Tensor:
+    return torch.full((channels,), integer, device="cpu")
+
+
+@torch.no_grad()
+def _comparison(evaluate: Evaluate, largest: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
     """The integer to compare with, whether downwards, and the constant bit where there is one.
+
+    Args:
+        evaluate: the chain, from int64 `[channels]` in -largest..largest to real `[channels]`.
 
     Returns:
         `(integer, flip, constant)`: `[channels]` each; constant is -1 where the bit varies.
     """
-    first, last, switch = _switch(bit, low, high, channels)
+    # Where numbers overflow in the chain, inf - inf and 0 * inf give NaN, whose sign is -1.
+    undefined = [evaluate(_same(n, channels)).isnan() for n in (-largest, 0, largest)]
+    overflow = (undefined[0] | undefined[2]) & ~undefined[1]
+    if overflow.any():
+        raise NotMonotoneError(f"numbers overflow in channel {int(overflow.nonzero()[0])}")
+
+    first, last, switch = _switch(
+        lambda integers: (evaluate(integers) >= 0).cpu(), -largest, largest, channels
+    )
     integer = torch.where(first, switch, switch + 1)
     constant = torch.where(first == last, first.long(), -1)
     return integer, first & ~last, constant
@@ -98,11 +119,6 @@ def _threshold(threshold: Tensor, flip: Tensor) -> Threshold:
     return Threshold(threshold, pack_bits(flip) if bool(flip.any()) else None)
 
 
-def _bit_of(evaluate: Evaluate, values: Tensor) -> Tensor:
-    with torch.no_grad():
-        return (evaluate(values) >= 0).cpu()
-
-
 def integer_threshold(evaluate: Evaluate, largest: int, channels: int) -> Threshold:
     """The threshold of a chain that starts at integer sums.
 
@@ -110,12 +126,13 @@ def integer_threshold(evaluate: Evaluate, largest: int, channels: int) -> Thresh
         evaluate: the chain, from int32 `[channels]` to real `[channels]`.
         largest: the sums lie in -largest..largest.
         channels: number of channels.
+
+    Raises:
+        NotMonotoneError: numbers overflow in the chain.
     """
-
-    def bit(sums: Tensor) -> Tensor:
-        return _bit_of(evaluate, sums.to(torch.int32))
-
-    integer, flip, constant = _comparison(bit, -largest, largest, channels)
+    integer, flip, constant = _comparison(
+        lambda sums: evaluate(sums.to(torch.int32)), largest, channels
+    )
     limits = torch.iinfo(torch.int32)
     threshold = torch.where(
         constant == 1, limits.min, torch.where(constant == 0, limits.max, integer)
@@ -124,24 +141,25 @@ def integer_threshold(evaluate: Evaluate, largest: int, channels: int) -> Thresh
 
 
 def float_threshold(evaluate: Evaluate, channels: int) -> Threshold:
-    """The threshold of a chain that starts at finite float32 values.
+    """The threshold of a chain that starts at float32 values up to 2^100 in magnitude.
+
+    Values beyond are left out, since they could overflow in the chain.
 
     Args:
         evaluate: the chain, from float32 `[channels]` to real `[channels]`.
         channels: number of channels.
-    """
-    # The bits of a positive float, read as an integer, are in the order of the floats; the negative
-    # ones count down from -1, which is -0.0.
-    largest = 0x7F7FFFFF
 
+    Raises:
+        NotMonotoneError: numbers overflow in the chain all the same.
+    """
+
+    # The bits of a positive float, read as an integer, are in the order of the floats.
     def value(order: Tensor) -> Tensor:
-        magnitude = torch.where(order < 0, -1 - order, order).to(torch.int32).view(torch.float32)
+        magnitude = order.abs().to(torch.int32).view(torch.float32)
         return torch.where(order < 0, -magnitude, magnitude)
 
-    def bit(order: Tensor) -> Tensor:
-        return _bit_of(evaluate, value(order))
-
-    order, flip, constant = _comparison(bit, -1 - largest, largest, channels)
+    largest = (100 + 127) << 23  # 2^100: the exponent, and no mantissa
+    order, flip, constant = _comparison(lambda order: evaluate(value(order)), largest, channels)
     infinity = torch.inf
     threshold = torch.where(
         constant == 1, -infinity, torch.where(constant == 0, infinity, value(order))
@@ -158,7 +176,7 @@ def minimum_channels(after_pool: Sequence[nn.Module], channels: int) -> Tensor |
     Returns:
         Packed `[ceil(channels / 32)]`, or None if there is no such channel.
     """
-    slope = torch.ones(channels)
+    slope = torch.ones(channels, device="cpu")
     for module in after_pool:
         step = direction(module, channels)
         assert isinstance(step, Tensor)  # checked when the module joined the chain

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +48,18 @@ class Verification:
         return text
 
 
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Runs the model in eval mode; afterwards every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 @torch.no_grad()
 def verify(model: nn.Module, fast: nn.Module, inputs: Tensor) -> Verification:
     """Runs both models on the same inputs and compares the outputs.
@@ -58,14 +72,9 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Tensor) -> Verification:
     Raises:
         ValueError: the outputs have different shapes.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        expected = model(inputs)
-    finally:
-        for module in training:
-            module.training = True
-    found = fast(inputs)
+    with eval_mode(model):
+        expected = model(inputs.clone())  # either may work in place
+    found = fast(inputs.clone())
     if expected.shape != found.shape:
         raise ValueError(
             f"fast must give outputs of shape {tuple(expected.shape)} like the model, "

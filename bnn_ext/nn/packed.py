@@ -7,14 +7,17 @@ back through `tensors()` and `attributes()`: that is what a model file holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bnn_ext import ops
 from bnn_ext.nn.binary import scale_and_bias
+from bnn_ext.reference import words
 
 _Pair = tuple[int, int]
 
@@ -24,6 +27,13 @@ def is_channels_last(tensor: Tensor) -> bool:
     if tensor.dim() != 4:
         return False
     return tensor.stride() == torch.empty_like(tensor, memory_format=torch.channels_last).stride()
+
+
+def _as_map(nhwc: Tensor, channels_last: bool) -> Tensor:
+    """`[N, H, W, C]` to `[N, C, H, W]` in the memory format asked for."""
+    nchw = nhwc.permute(0, 3, 1, 2)
+    # clone, since contiguous() leaves the strides of dimensions of size 1, which torch looks at.
+    return nchw if channels_last else nchw.clone(memory_format=torch.contiguous_format)
 
 
 class PackedLayer(nn.Module):
@@ -51,6 +61,11 @@ class PackedLayer(nn.Module):
     def _derive(self) -> None:
         """Makes the buffers that follow from others, after construction and after loading."""
 
+    def _check(self, *batch_shape: int, dtype: torch.dtype = torch.int32) -> None:
+        """Runs on meta tensors: the operators find every argument that does not fit the others."""
+        buffers = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
+        functional_call(self, buffers, torch.empty(batch_shape, dtype=dtype, device="meta"))
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._derive()
@@ -64,6 +79,17 @@ class PackedLayer(nn.Module):
 
         super()._apply(move, recurse)
         return self
+
+
+def _check_bool(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, found {type(value).__name__}")
+
+
+def _window(kernel_size: Sequence[int], dilation: Sequence[int]) -> _Pair:
+    """Height and width that a window spans."""
+    vertical, horizontal = ((k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True))
+    return vertical, horizontal
 
 
 class Pack(PackedLayer):
@@ -85,9 +111,12 @@ class Pack(PackedLayer):
         self, is_map: bool, threshold: Tensor | None = None, flip: Tensor | None = None
     ) -> None:
         super().__init__()
+        _check_bool("is_map", is_map)
         self.is_map = is_map
         self.register_buffer("threshold", threshold)
         self.register_buffer("flip", flip)
+        channels = 1 if threshold is None else threshold.shape[0]
+        self._check(1, channels, *([1, 1] if is_map else []), dtype=torch.float32)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.is_map:
@@ -119,6 +148,8 @@ class _PackedProduct(PackedLayer):
         super().__init__()
         if threshold is not None and (scale is not None or bias is not None):
             raise ValueError("threshold must stand alone, found a scale or a bias beside it")
+        if flip is not None and threshold is None:
+            raise ValueError("flip needs a threshold, found threshold=None")
         self.dtype = dtype
         self.float_dtype = _float_dtype(dtype)
         self.register_buffer("weight", weight)
@@ -164,6 +195,7 @@ class PackedLinear(_PackedProduct):
         super().__init__(weight, scale, bias, threshold, flip, dtype)
         self.in_features = in_features
         self._derive()
+        self._check(1, words(in_features))
 
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight), persistent=False)
@@ -187,13 +219,15 @@ class PackedLinear(_PackedProduct):
 class PackedConv2d(_PackedProduct):
     """`BinaryConv2d` on packed bits.
 
-    Shape: input packed `[N, H, W, ceil(in_channels / 32)]`; output float `[N, out, H', W']` (in
-    channels_last memory), or packed `[N, H', W', ceil(out / 32)]` with a threshold.
+    Shape: input packed `[N, H, W, ceil(in_channels / 32)]`; output float `[N, out, H', W']`, or
+    packed `[N, H', W', ceil(out / 32)]` with a threshold.
 
     Args:
         weight: packed `[out, kh, kw, ceil(in_channels / groups / 32)]`.
         in_channels: number of real channels.
         stride, padding, dilation, groups, pad_value: as for `bnn_ext.ops.conv2d`.
+        channels_last: the memory format of float output: that of the original layer, since the sums
+            of a real layer behind it round in another order for another format.
         scale, bias, threshold, flip, dtype: as for `PackedLinear`.
     """
 
@@ -204,6 +238,7 @@ class PackedConv2d(_PackedProduct):
         "dilation",
         "groups",
         "pad_value",
+        "channels_last",
         "dtype",
     )
 
@@ -216,6 +251,7 @@ class PackedConv2d(_PackedProduct):
         dilation: _Pair = (1, 1),
         groups: int = 1,
         pad_value: int = 0,
+        channels_last: bool = False,
         scale: Tensor | None = None,
         bias: Tensor | None = None,
         threshold: Tensor | None = None,
@@ -223,11 +259,14 @@ class PackedConv2d(_PackedProduct):
         dtype: str = "float32",
     ) -> None:
         super().__init__(weight, scale, bias, threshold, flip, dtype)
+        _check_bool("channels_last", channels_last)
         self.in_channels = in_channels
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups = groups
         self.pad_value = pad_value
+        self.channels_last = channels_last
         self._derive()
+        self._check(1, *_window(weight.shape[1:3], dilation), words(in_channels))
 
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight, self.groups), persistent=False)
@@ -254,7 +293,7 @@ class PackedConv2d(_PackedProduct):
             self.float_dtype,
             tiles=self.tiles,
         )
-        return out.permute(0, 3, 1, 2)
+        return _as_map(out, self.channels_last)
 
 
 class PackedMaxPool2d(PackedLayer):
@@ -273,10 +312,13 @@ class PackedMaxPool2d(PackedLayer):
         minimum: Tensor | None = None,
     ) -> None:
         super().__init__()
+        _check_bool("ceil_mode", ceil_mode)
         self.kernel_size, self.stride = tuple(kernel_size), tuple(stride)
         self.padding, self.dilation = tuple(padding), tuple(dilation)
         self.ceil_mode = ceil_mode
         self.register_buffer("minimum", minimum)
+        channel_words = 1 if minimum is None else minimum.shape[0]
+        self._check(1, *_window(self.kernel_size, self.dilation), channel_words)
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.max_pool2d(
@@ -298,6 +340,7 @@ class PackedFlatten(PackedLayer):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
+        self._check(1, 1, 1, words(channels))
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.flatten(input, self.channels)
@@ -315,7 +358,16 @@ class _BinaryWeight(PackedLayer):
         self, weight: Tensor, fan_in: int, scale: Tensor | None, bias: Tensor | None, dtype: str
     ) -> None:
         super().__init__()
+        for name, tensor in (("scale", scale), ("bias", bias)):
+            if tensor is None:
+                continue
+            if tensor.shape != weight.shape[:1] or not tensor.is_floating_point():
+                raise ValueError(
+                    f"{name} must be a float for each of the {weight.shape[0]} output channels, "
+                    f"found {tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
         self.dtype = dtype
+        self.float_dtype = _float_dtype(dtype)
         self.fan_in = fan_in
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
@@ -323,7 +375,7 @@ class _BinaryWeight(PackedLayer):
         self._derive()
 
     def _derive(self) -> None:
-        signs = ops.unpack(self.weight, self.fan_in, _float_dtype(self.dtype))
+        signs = ops.unpack(self.weight, self.fan_in, self.float_dtype)
         self.register_buffer("signs", self._as_torch(signs), persistent=False)
 
     def _as_torch(self, signs: Tensor) -> Tensor:
@@ -353,6 +405,7 @@ class BinaryWeightLinear(_BinaryWeight):
         dtype: str = "float32",
     ) -> None:
         super().__init__(weight, fan_in, scale, bias, dtype)
+        self._check(1, fan_in, dtype=self.float_dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         return scale_and_bias(F.linear(input, self.signs), self.scale, self.bias, spatial_dims=0)
@@ -395,15 +448,31 @@ class BinaryWeightConv2d(_BinaryWeight):
         bias: Tensor | None = None,
         dtype: str = "float32",
     ) -> None:
+        _check_bool("channels_last", channels_last)
         self.channels_last = channels_last
         super().__init__(weight, fan_in, scale, bias, dtype)
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups = groups
         self.pad_value = pad_value
+        self._check_geometry()
 
     def _as_torch(self, signs: Tensor) -> Tensor:
-        memory = torch.channels_last if self.channels_last else torch.contiguous_format
-        return signs.permute(0, 3, 1, 2).clone(memory_format=memory)
+        return _as_map(signs, self.channels_last)
+
+    def _check_geometry(self) -> None:
+        """Asks the packed convolution, since torch checks little on meta tensors."""
+        channels = self.fan_in * self.groups
+        size = _window(self.weight.shape[1:3], self.dilation)
+        ops.conv2d(
+            torch.empty((1, *size, words(channels)), dtype=torch.int32, device="meta"),
+            self.weight.to("meta"),
+            channels,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.pad_value,
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         padding = self.padding

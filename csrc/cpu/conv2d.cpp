@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/dot.h"
 
@@ -80,8 +79,9 @@ Tensor pad_map(const Tensor& input, int64_t channels, const Pair& padding, int64
       for (int64_t x = 0; x < padded_width; ++x, to += words) {
         const int64_t source_y = y - padding[0], source_x = x - padding[1];
         const bool inside = source_y >= 0 && source_y < height && source_x >= 0 && source_x < width;
-        const Word* pixel = from + ((image * height + source_y) * width + source_x) * words;
-        std::memcpy(to, inside ? pixel : border.data(), words * sizeof(Word));
+        const Word* pixel = inside ? from + ((image * height + source_y) * width + source_x) * words
+                                   : border.data();
+        std::copy_n(pixel, words, to);
       }
   return padded;
 }
@@ -92,6 +92,7 @@ Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, con
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                   "stride, padding and dilation must have 2 elements");
   STD_TORCH_CHECK(groups > 0 && in_channels % groups == 0, "groups must divide in_channels");
+  STD_TORCH_CHECK(padding[0] >= 0 && padding[1] >= 0, "padding must not be negative");
   STD_TORCH_CHECK(pad_value >= -1 && pad_value <= 1, "pad_value must be -1, 0 or 1");
   Conv conv;
   conv.input = checked_packed(input, "input", in_channels, 4);
@@ -110,13 +111,14 @@ Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, con
   for (int i = 0; i < 2; ++i) {
     Axis& axis = axes[i];
     axis = {conv.input.size(1 + i), weight.size(1 + i), stride[i], padding[i], dilation[i], 0};
-    STD_TORCH_CHECK(axis.stride > 0 && axis.dilation > 0 && axis.padding >= 0 && axis.kernel > 0,
-                    "stride, dilation and kernel size must be positive, padding not negative");
+    STD_TORCH_CHECK(axis.stride > 0 && axis.dilation > 0 && axis.kernel > 0,
+                    "stride, dilation and kernel size must be positive");
     const int64_t room = axis.size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1;
     STD_TORCH_CHECK(room >= 0, "the kernel does not fit the padded input");
     axis.out = room / axis.stride + 1;
   }
   const Axis &vertical = axes[0], &horizontal = axes[1];
+  check_sums(vertical.kernel * horizontal.kernel * group_channels);
   conv.shape = {input.size(0), vertical.out, horizontal.out};
 
   const int64_t pixel_words = conv.input.size(3);

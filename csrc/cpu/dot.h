@@ -5,6 +5,7 @@
 // borders, where the taps that fall outside are simply left out.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -45,6 +46,11 @@ Tensor tile_weight(const Tensor& weight, int64_t groups);
 
 // The given tiles, checked, or new ones.
 Tensor checked_tiles(const std::optional<Tensor>& tiles, const Tensor& weight, int64_t groups);
+
+// Sums of `k` signs are int32.
+inline void check_sums(int64_t k) {
+  STD_TORCH_CHECK(k <= std::numeric_limits<int32_t>::max(), "a sum of ", k, " signs overflows");
+}
 
 // Appends `line`, cut into pieces of at most kLineWindows windows.
 inline void add_line(std::vector<Line>& lines, Line line) {

@@ -17,6 +17,7 @@ Linear prepare(const Tensor& input, const Tensor& weight, int64_t in_features,
   Linear linear;
   linear.input = checked_packed(input, "input", in_features, -1);
   checked_packed(weight, "weight", in_features, 2);
+  check_sums(in_features);
   linear.tiles = checked_tiles(tiles, weight, 1);
   linear.shape = shape_of(input);
   linear.shape.pop_back();

@@ -1,0 +1,661 @@
+"""`convert` and `verify`: the packed network gives the float model's outputs, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from random_models import RandomModel
+from torch import Tensor, nn
+
+import bnn_ext
+from bnn_ext import nn as bnn
+from bnn_ext import quantizers, reference
+from bnn_ext.convert import PackedNetwork
+from bnn_ext.convert.sequence import layers_of
+from bnn_ext.convert.summary import BINARY_LAYERS, tensor_bytes
+from bnn_ext.nn.packed import (
+    BinaryWeightConv2d,
+    BinaryWeightLinear,
+    Pack,
+    PackedConv2d,
+    PackedFlatten,
+    PackedLinear,
+    PackedMaxPool2d,
+)
+
+SEEDS = range(100)
+BINARY_KINDS = ("BinaryConv2d", "BinaryLinear")
+
+# torch's remark on even kernels with padding="same", which the random models draw on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """For these tiny layers, waking a second thread takes longer than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+Traced = dict[str, tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def trace(layers: dict[str, nn.Module], x: Tensor) -> Traced:
+    """Runs layers in a row; input and output of each."""
+    seen = {}
+    for name, layer in layers.items():
+        output = layer(x.clone())  # a clone, for layers that work in place
+        seen[name] = (x, output)
+        x = output
+    return seen
+
+
+def float_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {layer.name or "model": layer.module for layer in layers_of(model)}
+
+
+def steps(fast: PackedNetwork) -> dict[str, nn.Module]:
+    return {node.name: step for node, step in zip(fast.nodes, fast.steps, strict=True)}
+
+
+def statuses(fast: PackedNetwork) -> list[str]:
+    return [layer.status for layer in fast.report.layers]
+
+
+@torch.no_grad()
+def assert_same_outputs(model: nn.Module, fast: nn.Module, x: Tensor) -> None:
+    expected, found = model(x.clone()), fast(x.clone())
+    assert found.dtype == expected.dtype
+    assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
+
+
+def assert_same_bits(model: nn.Module, fast: PackedNetwork, x: Tensor) -> int:
+    """Every packed layer takes the signs that its float layer takes; returns how many layers."""
+    floats, packed = trace(float_layers(model), x), trace(steps(fast), x)
+    before = None
+    count = 0
+    for name, step in steps(fast).items():
+        if isinstance(step, (PackedLinear, PackedConv2d)):
+            signs = floats[name][0] >= 0
+            if isinstance(step, PackedConv2d):
+                signs = signs.permute(0, 2, 3, 1)
+            elif isinstance(before, PackedFlatten):
+                signs = signs.unflatten(1, (before.channels, -1)).transpose(1, 2).flatten(1)
+            assert torch.equal(packed[name][0], reference.pack_bits(signs)), name
+            count += 1
+        before = step
+    return count
+
+
+def assert_report_holds(model: nn.Module, fast: PackedNetwork, x: Tensor) -> None:
+    """Names, statuses and bytes of the report are those of the network."""
+    layers = layers_of(model)
+    report = fast.report.layers
+    assert [(r.name, r.kind) for r in report] == [
+        (la.name, type(la.module).__name__) for la in layers
+    ]
+    outputs = {name: output for name, (_, output) in trace(steps(fast), x).items()}
+    for layer, line in zip(layers, report, strict=True):
+        name = line.name or "model"
+        step = steps(fast).get(name)
+        if line.status == "fused":
+            assert step is None or outputs[name].dtype == torch.int32, line
+            assert step is not None or not isinstance(layer.module, BINARY_LAYERS), line
+        elif line.status == "packed":
+            assert isinstance(step, (PackedLinear, PackedConv2d)), line
+            assert outputs[name].is_floating_point(), line
+        else:
+            assert line.status == "left", line
+            assert type(step) in (
+                type(layer.module),
+                *([BinaryWeightLinear, BinaryWeightConv2d] if "bits" in line.reason else []),
+                *([type(None)] if "nothing" in line.reason else []),
+            ), line
+    assert fast.report.bytes_before == tensor_bytes(model)
+    assert fast.report.bytes_after == tensor_bytes(fast)
+
+
+def check(model: nn.Module, x: Tensor, *expected: str, **options: str) -> PackedNetwork:
+    """Converts, compares everything, and checks the statuses if there are any."""
+    fast = bnn_ext.convert(model, x, verify=False, **options)
+    assert_same_outputs(model, fast, x)
+    assert_same_bits(model, fast, x)
+    assert_report_holds(model, fast, x)
+    if expected:
+        assert statuses(fast) == list(expected), fast.report
+    return fast
+
+
+# --- random models --------------------------------------------------------------------------------
+
+
+@functools.cache
+def drawn_and_converted(seed: int) -> tuple[RandomModel, PackedNetwork]:
+    drawn = RandomModel(seed)
+    return drawn, bnn_ext.convert(drawn.model, drawn.input, verify=False)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_model(seed):
+    drawn, fast = drawn_and_converted(seed)
+    model, x = drawn.model, drawn.input
+    assert_same_outputs(model, fast, x)
+    assert_same_bits(model, fast, x)
+    assert_report_holds(model, fast, x)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_model_with_real_layers_as_they_were(seed):
+    drawn, _ = drawn_and_converted(seed)
+    check(drawn.model, drawn.input, real_layers="torch")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_model_on_other_inputs(seed):
+    """Another batch size, the other memory format, and what no example showed."""
+    drawn, fast = drawn_and_converted(seed)
+    x = 3 * torch.randn(4, *drawn.input.shape[1:])
+    assert_same_outputs(drawn.model, fast, x)
+    if x.dim() == 4:
+        assert_same_outputs(drawn.model, fast, x.to(memory_format=torch.channels_last))
+    blind = bnn_ext.convert(drawn.model)
+    assert_same_outputs(drawn.model, blind, x)
+
+
+def test_random_models_cover_what_they_should():
+    """The tests above are worth something only if these things occur, most of them often."""
+    seen: dict[str, int] = {}
+
+    def note(**facts: bool) -> None:
+        for name, holds in facts.items():
+            seen[name] = seen.get(name, 0) + bool(holds)
+
+    bits, ones = 0, 0
+    for seed in SEEDS:
+        drawn, fast = drawn_and_converted(seed)
+        note(channels_last=drawn.input.dim() == 4 and not drawn.input.is_contiguous())
+        note(nested=any(isinstance(child, nn.Sequential) for child in drawn.model))
+        for layer, line in zip(layers_of(drawn.model), fast.report.layers, strict=True):
+            module = layer.module
+            note(**{f"{line.kind} {line.status}": True})
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and line.status == "fused":
+                note(
+                    negative=bool((module.weight < 0).any()), zero=bool((module.weight == 0).any())
+                )
+            if isinstance(module, bnn.BinaryConv2d) and line.status == "fused":
+                note(
+                    same=module.padding == "same",
+                    groups=module.groups > 1,
+                    odd_groups=module.groups > 1
+                    and (module.in_channels // module.groups) % 32 != 0,
+                    pad_value=module.pad_value != 0,
+                    scale=module.weight_quantizer is quantizers.magnitude_aware_sign,
+                )
+        for name, (_, output) in trace(steps(fast), drawn.input).items():
+            step = steps(fast)[name]
+            if isinstance(step, (PackedLinear, PackedConv2d)) and step.threshold is not None:
+                channels = step.weight.shape[0]
+                values = reference.unpack_bits(output, channels)
+                bits, ones = bits + values.numel(), ones + int(values.sum())
+                note(flip=step.flip is not None)
+                both = values.flatten(0, -2).float().mean(0)
+                note(both_ways=bool(((both > 0) & (both < 1)).any()))
+                note(constant=bool((step.threshold == 2**31 - 1).any()))
+            if isinstance(step, Pack):
+                note(float_threshold=step.threshold is not None)
+            if isinstance(step, PackedMaxPool2d):
+                note(minimum=step.minimum is not None, ceil_mode=step.ceil_mode)
+    assert 0.3 < ones / bits < 0.7
+    chained = ("MaxPool2d", "BatchNorm1d", "BatchNorm2d", "Hardtanh", "ReLU", "ReLU6", "LeakyReLU")
+    required = [f"{kind} fused" for kind in ("BinaryConv2d", "BinaryLinear", "Flatten", *chained)]
+    required += [f"{kind} left" for kind in ("LogSoftmax", "PReLU", "LeakyReLU", *BINARY_KINDS)]
+    required += [f"{kind} packed" for kind in BINARY_KINDS] + ["PReLU fused", "Dropout fused"]
+    required += ["channels_last", "nested", "negative", "zero", "same", "groups", "odd_groups"]
+    required += [
+        "pad_value",
+        "scale",
+        "flip",
+        "constant",
+        "float_threshold",
+        "minimum",
+        "ceil_mode",
+    ]
+    rare = {name: seen.get(name, 0) for name in required if seen.get(name, 0) < 5}
+    assert not rare, rare
+    assert seen["both_ways"] > 60
+
+
+# --- layers that stay as they were ----------------------------------------------------------------
+
+
+class Negate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+
+class NegatedReLU(nn.ReLU):
+    """A subclass that is not what its base class is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+class ShiftedConv2d(bnn.BinaryConv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.5)
+
+
+class MostlyZero(nn.Dropout):
+    """Dropout that stays active in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x > 1)
+
+
+def two_convs(*between: nn.Module) -> nn.Sequential:
+    """Two packed convolutions of 3 -> 33 -> 5 channels, and what stands between them."""
+    model = nn.Sequential(bnn.BinaryConv2d(3, 33, 3), *between, bnn.BinaryConv2d(33, 5, 3))
+    return with_statistics(model)
+
+
+def two_linears(*between: nn.Module) -> nn.Sequential:
+    model = nn.Sequential(bnn.BinaryLinear(20, 33), *between, bnn.BinaryLinear(33, 5))
+    return with_statistics(model)
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Random statistics and parameters in every BatchNorm; eval mode."""
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            norm.running_mean.normal_(0, 3)
+            norm.running_var.uniform_(1, 20)
+            if norm.affine:
+                nn.init.normal_(norm.weight)
+                nn.init.normal_(norm.bias)
+    return model.eval()
+
+
+MAP = (2, 3, 12, 13)
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (nn.Tanh(), "Tanh is not known to be monotone"),
+        (Negate(), "Negate"),
+        (NegatedReLU(), "NegatedReLU has a forward of its own"),
+        (MostlyZero(), "MostlyZero has a forward of its own"),
+        (nn.BatchNorm2d(33, track_running_stats=False), "keeps no running statistics"),
+        (nn.LeakyReLU(-0.5), "negative slope"),
+        (nn.AvgPool2d(2), "AvgPool2d"),
+        (nn.Conv2d(33, 33, 3), "Conv2d"),
+        (nn.Softmax(1), "Softmax"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_breaks_a_chain_of_maps(between, reason):
+    """What stands before it is left as well; the bits end at the convolution."""
+    model = two_convs(nn.BatchNorm2d(33), between, nn.Hardtanh())
+    fast = check(
+        model, torch.randn(MAP), "packed", "left", "left", "left", "packed", real_layers="torch"
+    )
+    assert reason in fast.report.layers[0].reason
+    assert type(steps(fast)["2"]) is type(between)
+
+
+def test_prelu_with_one_negative_slope():
+    slopes = nn.PReLU(33)
+    nn.init.uniform_(slopes.weight, 0, 1)
+    check(two_convs(slopes), torch.randn(MAP), "fused", "fused", "packed")
+    nn.init.constant_(slopes.weight[7:8], -0.25)
+    fast = check(two_convs(slopes), torch.randn(MAP), "packed", "left", "packed")
+    assert "-0.25 in channel 7" in fast.report.layers[0].reason
+
+
+def test_pool_that_returns_indices():
+    class Values(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+            return pair[0]
+
+    model = two_convs(nn.MaxPool2d(2, return_indices=True), Values())
+    fast = bnn_ext.convert(model)
+    assert_same_outputs(model, fast, torch.randn(MAP))
+    assert statuses(fast) == ["packed", "left", "left", "packed"]
+    assert "returns indices" in fast.report.layers[0].reason
+    with pytest.raises(TypeError, match="layer 1 must return one tensor, found tuple"):
+        bnn_ext.convert(model, torch.randn(MAP))
+
+
+def test_batch_norm_of_a_flattened_map():
+    """One parameter for each position is more than one threshold for each channel."""
+    model = with_statistics(
+        nn.Sequential(
+            bnn.BinaryConv2d(3, 5, 3), nn.Flatten(), nn.BatchNorm1d(20), bnn.BinaryLinear(20, 4)
+        )
+    )
+    check(model, torch.randn(3, 3, 4, 4), "packed", "left", "left", "packed", real_layers="torch")
+    shared = nn.Sequential(
+        bnn.BinaryConv2d(3, 5, 3), nn.Flatten(), nn.BatchNorm1d(5), bnn.BinaryLinear(5, 4)
+    )
+    check(with_statistics(shared), torch.randn(3, 3, 3, 3), "packed", "left", "left", "packed")
+
+
+def test_real_linear_in_between():
+    model = two_linears(nn.BatchNorm1d(33), nn.Linear(33, 33), nn.BatchNorm1d(33), nn.Hardtanh())
+    x = torch.randn(3, 20)
+    fast = check(model, x, "packed", "left", "left", "fused", "fused", "packed")
+    assert "Linear" in fast.report.layers[0].reason
+    assert steps(fast)["5.pack"].threshold is not None
+    check(model, x, "packed", *["left"] * 4, "packed", real_layers="torch")
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel_size"), [(bnn.BinaryConv1d, 3), (bnn.BinaryConv3d, (3, 1, 2))]
+)
+def test_convolutions_without_packed_kernels(layer, kernel_size):
+    spatial = (6,) * (1 if layer is bnn.BinaryConv1d else 3)
+    model = with_statistics(nn.Sequential(layer(4, 5, kernel_size), layer(5, 6, kernel_size)))
+    fast = check(model, torch.randn(2, 4, *spatial), "left", "left")
+    assert "only linear layers and 2-d convolutions" in fast.report.layers[0].reason
+
+
+def test_padding_that_differs_between_the_sides():
+    model = two_convs()
+    model[1] = bnn.BinaryConv2d(33, 5, (2, 3), padding="same").eval()
+    fast = check(model, torch.randn(MAP), "packed", "left")
+    assert "odd kernel size" in fast.report.layers[1].reason
+
+
+def test_double_precision():
+    fast = check(two_convs().double(), torch.randn(MAP).double(), "left", "left")
+    assert "float64" in fast.report.layers[0].reason
+
+
+def test_class_with_a_forward_of_its_own():
+    model = nn.Sequential(
+        ShiftedConv2d(3, 33, 3, input_quantizer=None),
+        ShiftedConv2d(33, 33, 3),
+        bnn.BinaryConv2d(33, 5, 1),
+    ).eval()
+    fast = check(model, torch.randn(MAP), "left", "left", "packed")
+    assert "ShiftedConv2d has a forward of its own" in fast.report.layers[1].reason
+
+
+def test_subclass_without_a_forward_of_its_own():
+    class Conv3x3(bnn.BinaryConv2d):
+        def __init__(self, in_channels: int, out_channels: int) -> None:
+            super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+
+    check(nn.Sequential(Conv3x3(3, 33), Conv3x3(33, 5)).eval(), torch.randn(MAP), "fused", "packed")
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = bnn.BinaryConv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+def test_binary_layers_behind_a_foreign_forward():
+    for model in (Residual(), nn.Sequential(nn.Sequential(Residual()))):
+        fast = check(model.eval(), torch.randn(MAP), "left")
+        assert "behind its own forward" in fast.report.layers[0].reason
+
+
+def test_foreign_model_may_return_anything():
+    class Pair(Residual):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, super().forward(x)
+
+    x = torch.randn(MAP)
+    model = Pair().eval()
+    assert torch.equal(bnn_ext.convert(model)(x)[1], model(x)[1])
+
+
+# --- quantizers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ste_sign", "approx_sign", "swish_sign", "stochastic_sign"])
+def test_every_sign_takes_bits(name):
+    model = nn.Sequential(
+        bnn.BinaryLinear(20, 33, input_quantizer=name),
+        bnn.BinaryLinear(33, 5, input_quantizer=name, weight_quantizer=name),
+    )
+    check(model.eval(), torch.randn(3, 20), "fused", "packed")
+    partial = functools.partial(quantizers.swish_sign, beta=2.0)
+    model[1].input_quantizer = partial
+    check(model, torch.randn(3, 20), "fused", "packed")
+
+
+def test_input_quantizer_of_the_users():
+    model = two_linears(nn.BatchNorm1d(33))
+    model[2].input_quantizer = torch.sign  # 0 for 0
+    fast = check(model, torch.randn(3, 20), "packed", "left", "left", real_layers="torch")
+    assert "not a plain sign" in fast.report.layers[2].reason
+
+
+@pytest.mark.parametrize("quantizer", [None, lambda w: w / 2, lambda w: w.sign() * (w.abs() > 0.1)])
+def test_weights_that_are_not_two_values(quantizer):
+    model = two_linears()
+    model[0].weight_quantizer = quantizer
+    fast = check(model, torch.randn(3, 20), "left", "packed")
+    assert "weight" in fast.report.layers[0].reason
+
+
+def test_weight_quantizer_of_the_users():
+    """Any ±s will do; with a power of two for s the float sums are exact, so they are equal."""
+    model = two_linears(nn.BatchNorm1d(33))
+    for layer in (model[0], model[2]):
+        layer.weight_quantizer = lambda w: torch.where(w > 0.01, 0.25, -0.25)
+    check(model, torch.randn(3, 20), "fused", "fused", "packed")
+
+
+# --- fused after all ------------------------------------------------------------------------------
+
+
+def test_max_pools_and_batch_norms_in_every_order():
+    """A decreasing BatchNorm behind a max-pool turns its maximum of bits into a minimum."""
+    for order in ("pn", "np", "pnp", "npn", "nppn", "pnnp", "phn"):
+        modules = {"p": lambda: nn.MaxPool2d(2, 1), "n": lambda: nn.BatchNorm2d(33)}
+        modules["h"] = lambda: nn.Hardtanh(-5, 4)
+        model = two_convs(*(modules[letter]() for letter in order))
+        fast = check(model, torch.randn(MAP), *["fused"] * (1 + len(order)), "packed")
+        pools = [step for step in fast.steps if isinstance(step, PackedMaxPool2d)]
+        assert (pools[-1].minimum is None) == (order.rindex("p") > order.rindex("n")), order
+
+
+def test_two_flattens():
+    model = nn.Sequential(
+        bnn.BinaryConv2d(3, 5, 3), nn.Flatten(), nn.Dropout(), nn.Flatten(), bnn.BinaryLinear(20, 4)
+    )
+    check(model.eval(), torch.randn(2, 3, 4, 4), "fused", "fused", "fused", "fused", "packed")
+
+
+def test_flatten_of_rows():
+    model = two_linears(nn.Flatten(), nn.BatchNorm1d(33))
+    check(model, torch.randn(3, 20), "fused", "fused", "fused", "packed")
+
+
+def test_linear_layers_on_more_dimensions():
+    """The last dimension is packed; BatchNorm1d of [N, C, L] acts on another one."""
+    model = two_linears(nn.Hardtanh(-3, 2))
+    check(model, torch.randn(3, 4, 20), "fused", "fused", "packed")
+    check(model, torch.randn(2, 3, 4, 20), "fused", "fused", "packed")
+    check(two_linears(nn.BatchNorm1d(33)), torch.randn(3, 33, 20), "packed", "left", "packed")
+    model = two_linears()
+    model.insert(1, nn.Flatten())
+    model[2] = bnn.BinaryLinear(4 * 33, 5)
+    check(model.eval(), torch.randn(3, 4, 20), "packed", "left", "packed")
+
+
+def test_linear_layer_on_a_map():
+    """Without a Flatten a linear layer acts on the columns."""
+    model = nn.Sequential(
+        bnn.BinaryConv2d(3, 5, 3), bnn.BinaryLinear(11, 7), bnn.BinaryConv2d(5, 2, 3)
+    )
+    check(model.eval(), torch.randn(MAP), "packed", "packed", "packed")
+
+
+def test_module_used_twice():
+    conv, norm = bnn.BinaryConv2d(33, 33, 3, padding=1), nn.BatchNorm2d(33)
+    block = nn.Sequential(conv, norm)
+    model = with_statistics(nn.Sequential(block, block, conv, norm, norm, conv))
+    fast = check(model, torch.randn(2, 33, 5, 6), *["fused"] * 7, "packed")
+    assert [layer.name for layer in fast.report.layers[:4]] == ["0.0", "0.1", "1.0", "1.1"]
+
+
+def test_single_layer():
+    for layer in (bnn.BinaryLinear(20, 3), bnn.BinaryLinear(20, 3, input_quantizer=None)):
+        check(
+            layer.eval(), torch.randn(2, 20), "left" if layer.input_quantizer is None else "packed"
+        )
+    check(bnn.BinaryConv2d(3, 2, 3).eval(), torch.randn(MAP), "packed")
+
+
+def test_empty_model():
+    x = torch.randn(2, 3)
+    for model in (
+        nn.Sequential(),
+        nn.Sequential(nn.Identity(), nn.Dropout()),
+        nn.Sequential(nn.Sequential()),
+    ):
+        assert torch.equal(bnn_ext.convert(model.eval(), x)(x), x)
+
+
+def test_model_without_binary_layers():
+    model = with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    check(model, torch.randn(MAP), "left", "left", "left")
+
+
+@pytest.mark.parametrize("name", ["input", "model", "pack"])
+def test_layers_may_have_any_name(name, tmp_path):
+    model = nn.Sequential(
+        OrderedDict([(name, bnn.BinaryLinear(20, 33)), ("b", bnn.BinaryLinear(33, 2))])
+    )
+    fast = check(model.eval(), torch.randn(2, 20), "fused", "packed")
+    bnn_ext.save(fast, tmp_path / "model.bnn")
+    assert_same_outputs(model, bnn_ext.load(tmp_path / "model.bnn"), torch.randn(2, 20))
+
+
+def test_sizes_from_numpy():
+    three, eight = np.int64(3), np.int64(8)
+    model = nn.Sequential(
+        bnn.BinaryConv2d(three, eight, three, stride=np.int64(1), groups=np.int64(1)),
+        nn.Flatten(),
+        bnn.BinaryLinear(np.int64(880), eight),
+    )
+    check(model.eval(), torch.randn(2, 3, 12, 13), "fused", "fused", "packed")
+
+
+# --- real layers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("real_layers", ["fused", "torch"])
+@pytest.mark.parametrize("quantizer", ["ste_sign", "magnitude_aware_sign", None])
+def test_first_layer(real_layers, quantizer):
+    first = bnn.BinaryConv2d(
+        3, 33, 3, padding=1, pad_value=1, input_quantizer=None, weight_quantizer=quantizer
+    )
+    model = with_statistics(
+        nn.Sequential(first, nn.BatchNorm2d(33), nn.MaxPool2d(2), bnn.BinaryConv2d(33, 5, 3))
+    )
+    between = "left" if real_layers == "torch" else "fused"
+    fast = check(
+        model, torch.randn(MAP), "left", between, between, "packed", real_layers=real_layers
+    )
+    assert isinstance(fast.steps[0], bnn.BinaryConv2d if quantizer is None else BinaryWeightConv2d)
+
+
+def test_real_layers_see_the_memory_format_of_the_float_model():
+    """torch sums in another order for another memory format, so that it must be the same."""
+    model = with_statistics(
+        nn.Sequential(
+            nn.Conv2d(33, 64, 3),
+            nn.BatchNorm2d(64),
+            bnn.BinaryConv2d(64, 65, 3),
+            nn.BatchNorm2d(65),
+            nn.Conv2d(65, 40, 3),
+            bnn.BinaryConv2d(40, 33, 1, input_quantizer=None),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(33, 7),
+        )
+    )
+    x = torch.randn(2, 33, 14, 15)
+    last = x.to(memory_format=torch.channels_last)
+    with torch.no_grad():  # if this is equal on some machine, the test says nothing there
+        assert not torch.equal(model(x), model(last))
+    for input in (x, last):
+        for real_layers in ("fused", "torch"):
+            check(model, input, real_layers=real_layers)
+    model = model.to(memory_format=torch.channels_last)
+    check(model, x)
+    check(model, last)
+
+
+def test_layers_that_work_in_place():
+    x = torch.randn(3, 20)
+    before = x.clone()
+    model = nn.Sequential(
+        nn.LeakyReLU(0.5, inplace=True), bnn.BinaryLinear(20, 5, input_quantizer=None)
+    )
+    fast = bnn_ext.convert(model.eval(), x)
+    assert fast.report.verification.equal
+    assert torch.equal(x, before)
+    bnn_ext.summary(model, x)
+    assert torch.equal(x, before)
+
+
+def test_threshold_where_floats_overflow():
+    """0 * inf is NaN: behind an overflow even a constant channel is not constant."""
+    x = torch.randn(3, 20)
+    zero = nn.BatchNorm1d(33)
+    nn.init.zeros_(zero.weight)
+    stretch = nn.BatchNorm1d(33)
+    nn.init.constant_(stretch.weight, 100)
+    first = bnn.BinaryLinear(20, 33, input_quantizer=None)
+    last = bnn.BinaryLinear(33, 5)
+    model = nn.Sequential(first, stretch, zero, last).eval()
+    check(model, x, "left", "fused", "fused", "packed")
+    nn.init.constant_(stretch.weight, 3e38)
+    fast = check(model, x, "left", "left", "left", "packed")
+    nn.init.constant_(stretch.weight, 1e38)
+    model[0] = bnn.BinaryLinear(20, 33).eval()
+    fast = check(model, x, "packed", "left", "left", "packed")
+    assert "overflow in channel 0" in fast.report.layers[0].reason
+    assert model(x).isnan().sum() == 0
+
+
+# --- dtypes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(30))
+def test_half_precision(dtype, seed):
+    """Sums stay below 256, so they are exact in both dtypes, and so are all bits and outputs."""
+    torch.manual_seed(seed)
+    model = with_statistics(
+        nn.Sequential(
+            bnn.BinaryConv2d(5, 21, 3, weight_quantizer="magnitude_aware_sign"),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(21),
+            nn.Hardtanh(),
+            bnn.BinaryConv2d(21, 17, 3, bias=False),
+            nn.BatchNorm2d(17),
+            nn.Flatten(),
+            bnn.BinaryLinear(17 * 4, 10, weight_quantizer="magnitude_aware_sign"),
+            nn.LogSoftmax(1),
+        )
+    ).to(dtype)
+    x = torch.randn(3, 5, 10, 10).to(dtype)
+    check(model, x, *["fused"] * 7, "packed", "left")

@@ -1,0 +1,124 @@
+"""Max-pooling of packed maps against the reference and against torch."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packed_inputs import SIZES, random_packed
+
+from bnn_ext import ops, reference
+
+
+def test_max_pool_by_hand():
+    """One window over 0b01 and 0b11: the maximum is their or, the minimum (channel 1) their and."""
+    input = torch.tensor([0b01, 0b11], dtype=torch.int32).view(1, 1, 2, 1)
+    lowest = torch.tensor([0b10], dtype=torch.int32)
+    for module in (ops, reference):
+        assert module.max_pool2d(input, (1, 2)).item() == 0b11
+        assert module.max_pool2d(input, (1, 2), minimum=lowest).item() == 0b01
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_every_number_of_channels(ceil_mode):
+    for channels in SIZES:
+        input = random_packed(2, 7, 6, channels)
+        for minimum in (None, random_packed(channels)):
+            arguments = ((3, 2), (2, 2), (1, 1), (1, 1), ceil_mode, minimum)
+            expected = reference.max_pool2d(input, *arguments)
+            assert torch.equal(ops.max_pool2d(input, *arguments), expected)
+
+
+def test_the_maximum_is_that_of_the_float_map():
+    input = random_packed(2, 7, 6, 40)
+    x = reference.unpack(input, 40).permute(0, 3, 1, 2)
+    expected = reference.pack(F.max_pool2d(x, 3, 2, 1).permute(0, 2, 3, 1))
+    assert torch.equal(ops.max_pool2d(input, 3, 2, 1), expected)
+
+
+def test_the_minimum_is_the_maximum_of_the_negated_map():
+    x = torch.randn(2, 7, 6, 64)
+    everything = torch.full((2,), -1, dtype=torch.int32)
+    lowest = ops.max_pool2d(reference.pack(x), 2, minimum=everything)
+    assert torch.equal(~lowest, ops.max_pool2d(~reference.pack(x), 2))
+
+
+@st.composite
+def axes(draw: st.DrawFn) -> tuple[int, int, int, int, int]:
+    """Input size, kernel size, stride, padding, dilation of one axis."""
+    kernel, stride, dilation = (draw(st.integers(1, most)) for most in (5, 4, 3))
+    padding = draw(st.integers(0, kernel // 2))
+    least = max(1, dilation * (kernel - 1) + 1 - 2 * padding)
+    return draw(st.integers(least, least + 6)), kernel, stride, padding, dilation
+
+
+@settings(max_examples=400)
+@given(
+    images=st.integers(0, 2),
+    vertical=axes(),
+    horizontal=axes(),
+    channels=st.sampled_from((1, 32, 33, 100)),
+    ceil_mode=st.booleans(),
+    minimum=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_all_parameters_crossed(images, vertical, horizontal, channels, ceil_mode, minimum, seed):
+    torch.manual_seed(seed)
+    size, kernel_size, stride, padding, dilation = zip(vertical, horizontal, strict=True)
+    input = random_packed(images, *size, channels)
+    lowest = random_packed(channels) if minimum else None
+    arguments = (kernel_size, stride, padding, dilation, ceil_mode, lowest)
+    expected = reference.max_pool2d(input, *arguments)
+    assert torch.equal(ops.max_pool2d(input, *arguments), expected)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_every_small_window_along_one_axis(ceil_mode):
+    for size, kernel, stride, dilation in itertools.product(range(1, 7), *[range(1, 4)] * 3):
+        for padding in range(kernel // 2 + 1):
+            if size + 2 * padding <= dilation * (kernel - 1):
+                continue  # does not fit
+            input = random_packed(1, size, 2, 32)
+            window = ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+            expected = reference.max_pool2d(input, *window, ceil_mode)
+            assert torch.equal(ops.max_pool2d(input, *window, ceil_mode), expected)
+            swapped = ops.max_pool2d(
+                input.transpose(1, 2), *(pair[::-1] for pair in window), ceil_mode
+            )
+            assert torch.equal(swapped.transpose(1, 2), expected)
+
+
+def test_stride_is_the_kernel_size_unless_given():
+    input = random_packed(2, 9, 8, 33)
+    expected = ops.max_pool2d(input, (3, 2), (3, 2))
+    assert torch.equal(ops.max_pool2d(input, (3, 2)), expected)
+
+
+def test_a_dilated_window_may_miss_the_input():
+    """Taps at -1 and 2 of a map of size 2: the maximum of nothing is -1, the minimum is +1."""
+    input = random_packed(1, 2, 2, 32)
+    lowest = random_packed(32)
+    for minimum in (None, lowest):
+        pooled = ops.max_pool2d(input, 2, 1, 1, 3, False, minimum)
+        assert torch.equal(pooled, reference.max_pool2d(input, 2, 1, 1, 3, False, minimum))
+        assert torch.equal(
+            pooled.flatten(), torch.zeros_like(lowest) if minimum is None else lowest
+        )
+
+
+def test_views_are_read_as_what_they_show():
+    maps = random_packed(4, 9, 8, 70)
+    for input in (maps.permute(0, 2, 1, 3), maps[::2, 1:, ::3], maps[:1].expand(3, 9, 8, 3)):
+        assert torch.equal(ops.max_pool2d(input, 2), reference.max_pool2d(input, (2, 2)))
+    minimum = random_packed(3, 70)[1]
+    expected = reference.max_pool2d(maps, (2, 2), minimum=minimum)
+    assert torch.equal(ops.max_pool2d(maps, 2, minimum=minimum), expected)
+
+
+def test_of_nothing():
+    assert ops.max_pool2d(random_packed(0, 4, 4, 33), 2).shape == (0, 2, 2, 2)
+    assert ops.max_pool2d(random_packed(2, 4, 4, 0), 2).shape == (2, 2, 2, 0)
