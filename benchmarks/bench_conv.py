@@ -28,7 +28,7 @@ class Problem(NamedTuple):
     weight: Tensor  # [C, C, 3, 3]
     packed_x: Tensor  # [N, H, W, words]
     packed_weight: Tensor  # [C, 3, 3, words]
-    macs: int  # those of the padding too, as is usual
+    macs: int  # without those of the padding
 
 
 def make_problem(batch: int, channels: int, size: int) -> Problem:
@@ -36,7 +36,9 @@ def make_problem(batch: int, channels: int, size: int) -> Problem:
     weight = reference.sign(torch.randn(channels, channels, 3, 3))
     packed_x = ops.pack(x.permute(0, 2, 3, 1))
     packed_weight = ops.pack(weight.permute(0, 2, 3, 1))
-    problem = Problem(x, weight, packed_x, packed_weight, x.numel() * weight[0].numel())
+    taps = (3 * size - 2) ** 2  # of all windows together: 3 per row and column, 2 at the ends
+    macs = batch * taps * channels * channels
+    problem = Problem(x, weight, packed_x, packed_weight, macs)
 
     sums = ops.conv2d(packed_x, packed_weight, channels, padding=1)
     expected = F.conv2d(x, weight, padding=1).permute(0, 2, 3, 1)

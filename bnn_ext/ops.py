@@ -76,6 +76,10 @@ def _check_vector(
     _check_tensor(name, tensor, (dtype,), rank=1)
     if tensor.shape[0] != length:
         raise ValueError(f"{name} must have {length} elements, found {tensor.shape[0]}")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} must not require a gradient, since packed operators have none; detach() it"
+        )
     _check_device(name, tensor, device)
 
 

@@ -153,6 +153,16 @@ def test_operators_called_directly_raise_too(case):
         getattr(torch.ops.bnn_ext, op)(**(examples()[op] | wrong))
 
 
+@pytest.mark.parametrize("op", ["linear_float", "conv2d_float"])
+@pytest.mark.parametrize("name", ["scale", "bias"])
+def test_a_gradient_is_refused_rather_than_lost(op, name):
+    arguments = examples()[op] | {name: torch.ones(5).requires_grad_()}
+    with pytest.raises(ValueError, match=rf"^{name} must not require a gradient"):
+        getattr(ops, op)(**arguments)
+    with torch.no_grad():
+        getattr(ops, op)(**arguments)
+
+
 def test_operators_called_directly_refuse_a_negative_padding_by_plus_or_minus_one():
     arguments = examples()["conv2d"] | {"padding": (1, -1), "pad_value": 1}
     with pytest.raises(RuntimeError, match="padding"):
