@@ -50,11 +50,11 @@ $(BIN)/python:
 		echo "bnn_ext needs Python 3.10 or newer with its venv module (Debian, Ubuntu: python3-venv)," \
 		"found $$($(PYTHON) --version 2>&1); name another with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+	$@ -m pip install --upgrade pip
 
 # torchvision is named beside torch so that pip picks two versions that belong together at once.
 .venv/installed: $(BUILT_FROM) | $(BIN)/python
-	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/pip install --upgrade setuptools ninja torch torchvision
+	$(BIN)/pip install 'setuptools>=77' ninja torch torchvision
 	$(BIN)/pip install --no-build-isolation --editable '.[test]'
 	@touch $@
 

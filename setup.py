@@ -63,8 +63,8 @@ def find_cuda_home() -> Path:
             f"{' or '.join(map(str, homes))}; set CUDA_HOME to the folder of one"
         )
 
-    version = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True)
-    release = re.search(r"release (\d+)\.\d+", version.stdout)
+    banner = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.\d+", banner)
     if release is None or release[1] != torch.version.cuda.split(".")[0]:
         raise RuntimeError(
             f"torch {torch.__version__} is built with CUDA {torch.version.cuda}, but the toolkit "
@@ -89,16 +89,17 @@ from torch.utils import cpp_extension  # noqa: E402  (reads CUDA_HOME when it is
 
 
 class build_ext(cpp_extension.BuildExtension):  # setuptools goes by the name of the class
-    """Says in one sentence that there is no compiler."""
-
-    def build_extensions(self) -> None:
+    def run(self) -> None:
         compiler = cpp_extension.get_cxx_compiler()
         if shutil.which(compiler) is None:
             raise SystemExit(
                 f"bnn_ext needs a C++ compiler to build, but {compiler} is not on PATH; "
                 "install one (g++, clang++) or set CXX"
             )
-        super().build_extensions()
+        if not with_cuda:  # those of an earlier build would be packed and imported all the same
+            package = Path("." if self.inplace else self.build_lib, "bnn_ext")
+            (package / "_C_cuda.abi3.so").unlink(missing_ok=True)
+        super().run()
 
 
 def sources(*patterns: str) -> list[str]:

@@ -313,5 +313,8 @@ class _MagnitudeAwareSign:
     def __repr__(self) -> str:
         return "magnitude_aware_sign"
 
+    def __reduce__(self) -> str:
+        return "magnitude_aware_sign"  # copies and pickles are this one object, as with functions
+
 
 magnitude_aware_sign = register("magnitude_aware_sign")(_MagnitudeAwareSign())

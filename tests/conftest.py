@@ -39,8 +39,18 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny layers, where waking a second thread takes longer than the work."""
+    yield from _threads(1)
+
+
+@pytest.fixture
 def two_threads() -> Iterator[None]:
+    yield from _threads(2)
+
+
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnn_ext import nn as bnn
 

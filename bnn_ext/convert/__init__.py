@@ -3,6 +3,8 @@
 converter.py    convert(): the order of events
 sequence.py     a model of nested Sequentials as a list of layers, with their shapes
 fuse.py         layers -> nodes: which become packed, what goes into a threshold
+layers.py       one binary layer on bits
+chain.py        what stands between a layer and the next sign
 thresholds.py   BatchNorm, activation and sign as one comparison per channel, exactly
 network.py      the converted network: nodes that run one after the other
 report.py       what happened to every layer, and why

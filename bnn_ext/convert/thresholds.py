@@ -24,7 +24,7 @@ Evaluate = Callable[[Tensor], Tensor]
 
 
 class NotMonotoneError(ValueError):
-    """A chain that is not monotone, since numbers overflow in it."""
+    """A chain that is not monotone, since NaN can occur in it."""
 
 
 class Threshold(NamedTuple):
@@ -101,11 +101,13 @@ def _comparison(evaluate: Evaluate, largest: int, channels: int) -> tuple[Tensor
     Returns:
         `(integer, flip, constant)`: `[channels]` each; constant is -1 where the bit varies.
     """
-    # Where numbers overflow in the chain, inf - inf and 0 * inf give NaN, whose sign is -1.
-    undefined = [evaluate(_same(n, channels)).isnan() for n in (-largest, 0, largest)]
-    overflow = (undefined[0] | undefined[2]) & ~undefined[1]
-    if overflow.any():
-        raise NotMonotoneError(f"numbers overflow in channel {int(overflow.nonzero()[0])}")
+    # The sign of NaN is -1, whatever that of its neighbours. Numbers that overflow in the chain
+    # give NaN (inf - inf, 0 * inf) from somewhere outwards: none at the ends, none between them.
+    for end in (-largest, largest):
+        undefined = evaluate(_same(end, channels)).isnan()
+        if undefined.any():
+            channel = int(undefined.nonzero()[0])
+            raise NotMonotoneError(f"but NaN can occur in channel {channel}")
 
     first, last, switch = _switch(
         lambda integers: (evaluate(integers) >= 0).cpu(), -largest, largest, channels
@@ -128,7 +130,7 @@ def integer_threshold(evaluate: Evaluate, largest: int, channels: int) -> Thresh
         channels: number of channels.
 
     Raises:
-        NotMonotoneError: numbers overflow in the chain.
+        NotMonotoneError: NaN can occur.
     """
     integer, flip, constant = _comparison(
         lambda sums: evaluate(sums.to(torch.int32)), largest, channels
@@ -150,7 +152,7 @@ def float_threshold(evaluate: Evaluate, channels: int) -> Threshold:
         channels: number of channels.
 
     Raises:
-        NotMonotoneError: numbers overflow in the chain all the same.
+        NotMonotoneError: NaN can occur.
     """
 
     # The bits of a positive float, read as an integer, are in the order of the floats.
