@@ -88,7 +88,7 @@ def _cuda_kernels() -> str:
     if torch.version.cuda is None:
         return "not used: this PyTorch is built without CUDA"
     if not has_cuda:
-        return "not built: no nvcc was found when bnn_ext was installed"
+        return "not built: nvcc and a CUDA build of torch were not found at installation"
     architectures = importlib.import_module("bnn_ext._C_cuda").architectures()
     return f"built for compute capabilities {architectures.replace(';', ', ')}"
 

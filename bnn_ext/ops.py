@@ -687,10 +687,8 @@ def max_pool2d(
                 f"padding must be at most half of kernel_size {kernel_size}, found {padding}"
             )
         size = input.shape[1 + axis]
-        if (
-            size < 1
-            or _pool_size(size, kernel_size[axis], 1, padding[axis], dilation[axis], False) < 1
-        ):
+        window = (kernel_size[axis], stride[axis], padding[axis], dilation[axis])
+        if size < 1 or _pool_size(size, *window, ceil_mode) < 1:
             raise ValueError(
                 f"kernel_size {kernel_size} with dilation {dilation} does not fit the input's "
                 f"{tuple(input.shape[1:3])} padded by {padding}"

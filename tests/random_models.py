@@ -118,6 +118,7 @@ class RandomModel:
         )
 
     def _pool(self) -> nn.Module:
+        """Windows that fit into the map and never hold padding alone, which torch pools to -inf."""
         size = min(self._x.shape[2:])
         kernel = self._pair(1, min(3, size))
         return nn.MaxPool2d(

@@ -519,7 +519,7 @@ def test_wrong_geometry(saved, name, key):
         ("3", "dtype", ("float64", "int8", "x", 32, None, [])),
         ("0", "dtype", ("float64", "__class__", None)),
         ("3", "channels_last", (1, "no", None)),
-        ("3.pack", "is_map", (False, 1, "yes", None)),
+        ("3.pack", "is_map", (1, "yes", None)),
         ("2", "ceil_mode", (1, "yes", None)),
         ("5", "channels", (-1, "x", None, 1.5, 10**30)),
     ],
@@ -529,8 +529,6 @@ def test_wrong_choices(saved, name, key, values):
     for value in values:
         saved.write_bytes(data)
         rewrite(saved, set_attribute(name, key, value))
-        if (name, key, value) == ("3.pack", "is_map", False):
-            continue  # another network, but a possible one
         assert_refused(saved, f"node {name}")
 
 
@@ -603,10 +601,10 @@ def test_superfluous_tensors(saved):
 
 def test_scale_beside_a_threshold(saved):
     data = saved.read_bytes()
-    for key, match in (("3.scale", "stand alone"), ("3.bias", "stand alone")):
+    for key in ("3.scale", "3.bias"):
         saved.write_bytes(data)
         rewrite(saved, lambda _, tensors, key=key: tensors.update({key: torch.ones(20)}))
-        assert_refused(saved, match)
+        assert_refused(saved, "stand alone")
     saved.write_bytes(data)
     rewrite(saved, lambda _, tensors: tensors.pop("3.threshold"))
     assert_refused(saved, "flip needs a threshold")

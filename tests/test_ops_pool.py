@@ -80,8 +80,18 @@ def test_all_parameters_crossed(images, vertical, horizontal, channels, ceil_mod
 def test_every_small_window_along_one_axis(ceil_mode):
     for size, kernel, stride, dilation in itertools.product(range(1, 7), *[range(1, 4)] * 3):
         for padding in range(kernel // 2 + 1):
-            if size + 2 * padding <= dilation * (kernel - 1):
-                continue  # does not fit
+            room = stride - 1 if ceil_mode else 0  # by which a window may stick out
+            if size + 2 * padding + room <= dilation * (kernel - 1):
+                with pytest.raises(ValueError, match="^kernel_size"):
+                    ops.max_pool2d(
+                        random_packed(1, size, 2, 32),
+                        (kernel, 1),
+                        (stride, 1),
+                        (padding, 0),
+                        (dilation, 1),
+                        ceil_mode,
+                    )
+                continue
             input = random_packed(1, size, 2, 32)
             window = ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
             expected = reference.max_pool2d(input, *window, ceil_mode)

@@ -45,6 +45,8 @@ class Chain:
         if isinstance(module, nn.MaxPool2d):
             if not self.is_map or self.flattened:
                 return f"{kind} pools something else than a map"
+            if pair(module.dilation) != (1, 1) and pair(module.padding) != (0, 0):
+                return f"{kind} is dilated and padded: a window may hold padding alone"
             return f"{kind} returns indices as well" if module.return_indices else None
         reason = direction(module, self.channels)
         if isinstance(reason, str):

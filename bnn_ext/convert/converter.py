@@ -29,7 +29,9 @@ def convert(
 
     Args:
         model: in eval mode; not changed.
-        example_inputs: a batch of real inputs, to verify with and to count multiply-accumulates.
+        example_inputs: a batch of real inputs, to verify with, to count multiply-accumulates, and
+            to see shapes and memory formats: without it, linear layers are taken to see
+            `[N, features]`, and maps to be contiguous.
         verify: whether to compare the outputs with the model's on `example_inputs`; a difference
             gives a warning, and `report.verification` has the figures.
         real_layers: "fused" lets the activation behind a real layer become a threshold in the

@@ -43,9 +43,10 @@ Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stri
                         2 * axis.padding <= axis.kernel,
                     "kernel_size, stride and dilation must be positive, padding at most half of "
                     "kernel_size");
-    const int64_t room = axis.size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1;
+    const int64_t room = axis.size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1 +
+                         (ceil_mode ? axis.stride - 1 : 0);
     STD_TORCH_CHECK(axis.size > 0 && room >= 0, "the window does not fit the padded input");
-    axis.out = (room + (ceil_mode ? axis.stride - 1 : 0)) / axis.stride + 1;
+    axis.out = room / axis.stride + 1;
     // torch's rule: the last window starts inside the input or its left padding.
     if (ceil_mode && (axis.out - 1) * axis.stride >= axis.size + axis.padding) --axis.out;
   }

@@ -27,7 +27,10 @@ Tensor max_pool2d(const Tensor& input, const Integers& kernel_size, const Intege
       2 * window.padding.y <= window.kernel.y && 2 * window.padding.x <= window.kernel.x,
       "padding must be at most half of kernel_size, found ", window.padding.y, ", ",
       window.padding.x);
-  check_fits(window);
+  Window roomy = window;  // with ceil_mode a window may stick out by less than a stride
+  if (ceil_mode)
+    roomy.input = {window.input.y + window.stride.y - 1, window.input.x + window.stride.x - 1};
+  check_fits(roomy);
   window.output = {pool_count(window.input.y, window.kernel.y, window.stride.y, window.padding.y,
                               window.dilation.y, ceil_mode),
                    pool_count(window.input.x, window.kernel.x, window.stride.x, window.padding.x,
