@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import bnn_ext
+from bnn_ext._extras import needs_extra
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from bnn_ext.training import demo  # only this command needs the extra packages
+    with needs_extra("demo"):  # only this command needs the extra packages
+        from bnn_ext.training import demo
 
     demo.run(
         arguments.dataset,

@@ -143,7 +143,7 @@ def test_without_the_extras_all_but_the_demo_works():
     assert run.returncode == 2
     assert run.stdout == ""
     (line,) = run.stderr.splitlines()
-    assert line.startswith("bnn-ext demo: ") and "pip install 'bnn_ext[" in line
+    assert line.startswith("bnn-ext demo: ") and "pip install 'bnn_ext[demo]'" in line
 
 
 # --- python -m bnn_ext ----------------------------------------------------------------------------
