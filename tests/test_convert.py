@@ -1,4 +1,4 @@
-"""`convert` and `verify`: the packed network gives the float model's outputs, bit for bit."""
+"""`convert`: the packed network gives the float model's outputs, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from random_models import RandomModel
+from small_models import MAP, two_convs, two_linears, with_statistics
 from torch import Tensor, nn
 
 import bnn_ext
@@ -252,32 +253,6 @@ class MostlyZero(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (x > 1)
-
-
-def two_convs(*between: nn.Module) -> nn.Sequential:
-    """Two packed convolutions of 3 -> 33 -> 5 channels, and what stands between them."""
-    model = nn.Sequential(bnn.BinaryConv2d(3, 33, 3), *between, bnn.BinaryConv2d(33, 5, 3))
-    return with_statistics(model)
-
-
-def two_linears(*between: nn.Module) -> nn.Sequential:
-    model = nn.Sequential(bnn.BinaryLinear(20, 33), *between, bnn.BinaryLinear(33, 5))
-    return with_statistics(model)
-
-
-def with_statistics(model: nn.Module) -> nn.Module:
-    """Random statistics and parameters in every BatchNorm; eval mode."""
-    for norm in model.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-            norm.running_mean.normal_(0, 3)
-            norm.running_var.uniform_(1, 20)
-            if norm.affine:
-                nn.init.normal_(norm.weight)
-                nn.init.normal_(norm.bias)
-    return model.eval()
-
-
-MAP = (2, 3, 12, 13)
 
 
 @pytest.mark.parametrize(
@@ -782,116 +757,3 @@ def test_training_mode():
 def test_inputs_that_do_not_fit_are_the_models_error():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         bnn_ext.convert(two_linears(), torch.randn(3, 21))
-
-
-# --- verification ---------------------------------------------------------------------------------
-
-
-def test_verification_is_optional():
-    model = two_linears()
-    x = torch.randn(3, 20)
-    assert bnn_ext.convert(model, x).report.verification.equal
-    assert bnn_ext.convert(model, x, verify=False).report.verification is None
-    assert bnn_ext.convert(model).report.verification is None
-
-
-class Fixed(nn.Module):
-    """Gives the same output whatever it gets."""
-
-    def __init__(self, *rows: list[float]) -> None:
-        super().__init__()
-        self.output = torch.tensor(rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output
-
-
-def test_verification_counts():
-    nan = float("nan")
-    first = Fixed([1.0, 2.0, 3.0], [nan, 0.0, 1.0], [5.0, 4.0, 3.0])
-    second = Fixed([1.0, 2.5, 3.0], [nan, -0.0, 1.0], [5.0, 4.0, 7.0])
-    verification = bnn_ext.verify(first, second, torch.zeros(3))
-    assert not verification.equal
-    assert (verification.elements, verification.different) == (9, 2)
-    assert verification.largest_difference == 4
-    assert (verification.predictions, verification.different_predictions) == (3, 1)
-    assert str(verification) == (
-        "verified: 2 of 9 outputs differ, by 4 at most; 2 of 3 predictions are the same"
-    )
-    same = bnn_ext.verify(first, first, torch.zeros(3))
-    assert same.equal
-    assert str(same).startswith("verified: all 9 outputs are equal, bit for bit; 3 of 3")
-
-
-def test_verification_of_maps_has_no_predictions():
-    model = two_convs()
-    verification = bnn_ext.verify(model, bnn_ext.convert(model), torch.randn(MAP))
-    assert verification.equal
-    assert verification.predictions == 0
-    assert verification.elements == 2 * 5 * 8 * 9
-
-
-def test_verification_of_an_empty_batch():
-    for model, x in ((two_linears(), torch.randn(0, 20)), (two_convs(), torch.randn(0, 3, 9, 9))):
-        assert bnn_ext.convert(model, x).report.verification.equal
-
-
-def test_verification_refuses_other_shapes():
-    with pytest.raises(
-        ValueError, match=r"fast must give outputs of shape \(1, 2\).*found \(1, 1\)"
-    ):
-        bnn_ext.verify(Fixed([1.0, 2.0]), Fixed([1.0]), torch.zeros(1))
-
-
-def test_verification_keeps_modes():
-    model = two_linears(nn.BatchNorm1d(33), nn.Dropout(0.5))
-    fast = bnn_ext.convert(model)
-    model[1].train()
-    model[2].train()
-    x = torch.randn(3, 20)
-    before = model[1].running_mean.clone()
-    assert bnn_ext.verify(model, fast, x).equal
-    assert [m.training for m in model.modules()] == [False, False, True, True, False]
-    assert torch.equal(model[1].running_mean, before)
-
-
-def test_difference_warns():
-    class Forgetful(nn.Module):
-        """Not a function of its input alone."""
-
-        calls = 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            Forgetful.calls += 1
-            return x + self.calls
-
-    model = nn.Sequential(bnn.BinaryLinear(20, 4), Forgetful()).eval()
-    with pytest.warns(UserWarning, match="the converted network is not equal: verified: 12 of 12"):
-        fast = bnn_ext.convert(model, torch.randn(3, 20))
-    assert not fast.report.verification.equal
-
-
-# --- the report -----------------------------------------------------------------------------------
-
-
-def test_report_reads_well():
-    model = two_convs(nn.BatchNorm2d(33), nn.MaxPool2d(2), nn.Dropout())
-    fast = bnn_ext.convert(model, torch.randn(MAP))
-    lines = str(fast.report).splitlines()
-    assert " ".join(lines[0].split()) == "layer kind status bytes before after MACs why"
-    assert len(lines) == 2 + 5 + 1 + 1
-    assert lines[2].split()[:6] == ["0", "BinaryConv2d", "fused", "3,696", "1,328", "98,010"]
-    assert lines[3].endswith("in the threshold of 0")
-    assert lines[6].endswith("gives floats: it is the network's output")
-    assert lines[7].split()[0] == "total"
-    assert lines[8].startswith("verified: all ")
-
-
-def test_macs_of_the_report():
-    """Multiply-accumulates of one sample: outputs times weights of each."""
-    model = nn.Sequential(
-        bnn.BinaryConv2d(4, 6, (3, 2), stride=2, groups=2), nn.Flatten(), bnn.BinaryLinear(96, 5)
-    ).eval()
-    fast = bnn_ext.convert(model, torch.randn(3, 4, 9, 8))  # 4x4 maps
-    assert [line.macs for line in fast.report.layers] == [6 * 4 * 4 * (2 * 3 * 2), 0, 5 * 96]
-    assert [line.macs for line in bnn_ext.convert(model).report.layers] == [None, None, None]

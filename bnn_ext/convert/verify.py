@@ -80,7 +80,8 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Tensor) -> Verification:
             f"fast must give outputs of shape {tuple(expected.shape)} like the model, "
             f"found {tuple(found.shape)}"
         )
-    same = (expected == found) | (expected.isnan() & found.isnan())
+    same_sign = expected.signbit() == found.signbit()  # tells -0.0 from 0.0
+    same = ((expected == found) & same_sign) | (expected.isnan() & found.isnan())
     difference = torch.where(same, 0, (expected.double() - found.double()).abs())
     rows = expected.shape[0] if expected.dim() == 2 else 0
     wrong = int((expected.argmax(1) != found.argmax(1)).sum()) if rows else 0

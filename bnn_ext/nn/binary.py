@@ -100,7 +100,8 @@ def scale_and_bias(
 
     The exactness contract: sums of ±1 are integers and exact, so the scale and the bias come after
     them, in this order, as in the packed kernels. Fused into the convolution, either would round
-    differently. Under autocast both are float32 and the result rounds once.
+    differently. The scale is float32 or wider also in half precision, so that the result of
+    scaling is rounded only once.
 
     Args:
         sums: `[N, out, ...]`, or `[..., out]` with no spatial dimension.

@@ -20,6 +20,7 @@ from bnn_ext.nn.binary import scale_and_bias
 from bnn_ext.reference import words
 
 _Pair = tuple[int, int]
+_GEOMETRY = ("stride", "padding", "dilation", "groups", "pad_value")  # of a convolution
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -231,16 +232,7 @@ class PackedConv2d(_PackedProduct):
         scale, bias, threshold, flip, dtype: as for `PackedLinear`.
     """
 
-    attribute_names = (
-        "in_channels",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-        "pad_value",
-        "channels_last",
-        "dtype",
-    )
+    attribute_names = ("in_channels", *_GEOMETRY, "channels_last", "dtype")
 
     def __init__(
         self,
@@ -423,16 +415,7 @@ class BinaryWeightConv2d(_BinaryWeight):
         scale, bias, dtype: as for `BinaryWeightLinear`.
     """
 
-    attribute_names = (
-        "fan_in",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-        "pad_value",
-        "channels_last",
-        "dtype",
-    )
+    attribute_names = ("fan_in", *_GEOMETRY, "channels_last", "dtype")
 
     def __init__(
         self,
