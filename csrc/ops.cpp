@@ -73,7 +73,7 @@ PyObject* set_cpu_capability(PyObject*, PyObject* args) {
 PyObject* register_peak(PyObject*, PyObject* args) {
   long long iterations;
   if (!PyArg_ParseTuple(args, "L", &iterations)) return nullptr;
-  return PyLong_FromLongLong(bnn_ext::cpu::kernels().register_peak(iterations));
+  return PyLong_FromLongLong(bnn_ext::cpu::kernels().dot.register_peak(iterations));
 }
 
 PyMethodDef methods[] = {

@@ -69,8 +69,8 @@ void store_floats(const Dot& dot, T* to, const float* scale, const float* bias) 
       [&](int64_t position, int64_t group, int64_t channel, int64_t count, const int32_t* sums) {
         const int64_t first = group * dot.out_channels + channel;
         float values[kTileChannels];
-        level.to_float(sums, count, scale ? scale + first : nullptr, bias ? bias + first : nullptr,
-                       values);
+        level.dot.to_float(sums, count, scale ? scale + first : nullptr,
+                           bias ? bias + first : nullptr, values);
         T* out = to + position * channels + first;
         for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(values[i]);
       });
@@ -124,8 +124,8 @@ Tensor dot_bits(const Dot& dot, const Tensor& like, std::vector<int64_t> shape,
     torch::stable::parallel_for(0, rows, grain_for(rows, rows * channels, 1 << 15),
                                 [&](int64_t begin, int64_t end) {
                                   for (int64_t row = begin; row < end; ++row)
-                                    level.compare_int(from + row * channels, channels, t, f,
-                                                      to + row * word_count(channels));
+                                    level.pack.compare_int(from + row * channels, channels, t, f,
+                                                           to + row * word_count(channels));
                                 });
     return out;
   }
@@ -137,8 +137,8 @@ Tensor dot_bits(const Dot& dot, const Tensor& like, std::vector<int64_t> shape,
       [&](int64_t position, int64_t group, int64_t channel, int64_t count, const int32_t* sums) {
         const int64_t first = group * dot.out_channels + channel;  // a multiple of 32
         const int64_t word = first / kWordBits;
-        level.compare_int(sums, count, t + first, f ? f + word : nullptr,
-                          to + position * word_count(channels) + word);
+        level.pack.compare_int(sums, count, t + first, f ? f + word : nullptr,
+                               to + position * word_count(channels) + word);
       });
   return out;
 }

@@ -102,13 +102,13 @@ void run(const Dot& dot, const Store& store) {
           tile.k = line.k;
           tile.sums = sums;
 
-          const int64_t passes = (line.count + level.rows - 1) / level.rows;
+          const int64_t passes = (line.count + level.dot.rows - 1) / level.dot.rows;
           int64_t position = image * dot.positions + line.output;
           int64_t left = line.count;
           for (int64_t pass = passes; pass > 0; --pass) {  // passes of nearly equal height
             tile.rows = (left + pass - 1) / pass;
             left -= tile.rows;
-            level.dot(tile);
+            level.dot.dot(tile);
             for (int64_t row = 0; row < tile.rows; ++row, position += line.output_step)
               store(position, group, first_block * kBlock, channels, sums + row * kTileChannels);
             tile.input += tile.rows * tile.row_stride;

@@ -80,11 +80,12 @@ inline Word compare16(const T* x, const T* t, bool below) {
   return compare8(x, t, below) | compare8(x + 8, t + 8, below) << 8;
 }
 
-#include "cpu/kernels_body.inl"
+#include "cpu/dot_body.inl"
+#include "cpu/pack_body.inl"
 
 }  // namespace
 
-const Kernels kKernelsAvx2 = make_kernels("avx2");
+const Kernels kKernelsAvx2 = {"avx2", kDotKernels, kPackKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -41,11 +41,12 @@ struct Sum {
 };
 
 #include "cpu/compare_avx512.inl"
-#include "cpu/kernels_body.inl"
+#include "cpu/dot_body.inl"
+#include "cpu/pack_body.inl"
 
 }  // namespace
 
-const Kernels kKernelsAvx512 = make_kernels("avx512");
+const Kernels kKernelsAvx512 = {"avx512", kDotKernels, kPackKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -35,11 +35,12 @@ struct Sum {
 };
 
 #include "cpu/compare_avx512.inl"
-#include "cpu/kernels_body.inl"
+#include "cpu/dot_body.inl"
+#include "cpu/pack_body.inl"
 
 }  // namespace
 
-const Kernels kKernelsAvx512Vpopcnt = make_kernels("avx512_vpopcnt");
+const Kernels kKernelsAvx512Vpopcnt = {"avx512_vpopcnt", kDotKernels, kPackKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -44,10 +44,11 @@ struct Sum {
 };
 
 #include "cpu/compare_scalar.inl"
-#include "cpu/kernels_body.inl"
+#include "cpu/dot_body.inl"
+#include "cpu/pack_body.inl"
 
 }  // namespace
 
-const Kernels kKernelsGeneric = make_kernels("generic");
+const Kernels kKernelsGeneric = {"generic", kDotKernels, kPackKernels};
 
 }  // namespace bnn_ext::cpu

@@ -40,11 +40,12 @@ struct Sum {
 };
 
 #include "cpu/compare_scalar.inl"
-#include "cpu/kernels_body.inl"
+#include "cpu/dot_body.inl"
+#include "cpu/pack_body.inl"
 
 }  // namespace
 
-const Kernels kKernelsPopcnt = make_kernels("popcnt");
+const Kernels kKernelsPopcnt = {"popcnt", kDotKernels, kPackKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

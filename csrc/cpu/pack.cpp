@@ -49,7 +49,7 @@ std::optional<Rows> rows_of(const Tensor& input) {
 // The kernels for float32 (also of half precision, converted on the way) or for int32.
 template <typename Value>
 struct Compare {
-  const Kernels& level;
+  const PackKernels& level;
   const Value* threshold;
   const Word* flip;
 
@@ -124,7 +124,7 @@ void pack_columns(const T* input, const Rows& rows, const Compare<Value>& compar
 template <typename T, typename Value>
 void pack_as(const Tensor& input, const Rows& rows, const std::optional<Tensor>& threshold,
              const std::optional<Tensor>& flip, Word* out) {
-  const Compare<Value> compare = {kernels(), data<Value>(threshold), data<Word>(flip)};
+  const Compare<Value> compare = {kernels().pack, data<Value>(threshold), data<Word>(flip)};
   if (rows.channel_step == 1)
     pack_rows<T, Value>(data<T>(input), rows, compare, out);
   else

@@ -1,8 +1,8 @@
-// The kernels of one CPU level, written once against its `Sum` type.
+// The dot products of one CPU level, written once against its `Sum` type.
 //
-// Each kernels_<level>.cpp defines `Sum` and `compare16` inside its target region and namespace and
-// then includes this file there, so that the code is compiled anew for every level. For the same
-// reason nothing may be included here.
+// Each kernels_<level>.cpp defines `Sum` inside its target region and namespace and then includes
+// this file there, so that the code is compiled anew for every level. For the same reason nothing
+// may be included here.
 //
 //   Sum             per-lane popcounts of one row and one block of 16 channels
 //     Vector        16 words; load(const Word*), broadcast(Word), hide(Vector&)
@@ -10,7 +10,6 @@
 //     kCapacity     how many add() fit before drain() must be called, or kUnlimited
 //     add(a, w)     counts += popcount(a ^ w)
 //     drain(sums)   sums -= 2 * counts; counts = 0
-//   compare16(x, t, below)  mask of 16 comparisons x >= t, or x <= t if `below`
 
 template <int kRowCount, int kBlockCount>
 void dot_rows(const DotTile& tile, int64_t row, int64_t block) {
@@ -84,49 +83,6 @@ void to_float(const int32_t* sums, int64_t n, const float* scale, const float* b
     for (int64_t i = 0; i < n; ++i) out[i] += bias[i];
 }
 
-template <typename T>
-void compare(const T* x, int64_t n, const T* threshold, const Word* flip, Word* out) {
-  static const T zeros[kWordBits] = {};
-  for (int64_t i = 0; i < n; i += kWordBits, x += kWordBits) {
-    const T* t = threshold ? threshold + i : zeros;
-    const Word below = flip ? flip[i / kWordBits] : 0;
-    Word bits = 0;
-    if (n - i >= kWordBits) {
-      bits = compare16(x, t, false) | compare16(x + 16, t + 16, false) << 16;
-      if (below) {
-        const Word down = compare16(x, t, true) | compare16(x + 16, t + 16, true) << 16;
-        bits = (bits & ~below) | (down & below);
-      }
-    } else {
-      for (int64_t j = 0; j < n - i; ++j)
-        bits |= Word{threshold_bit(x[j], t[j], (below >> j) & 1)} << j;
-    }
-    *out++ = bits;
-  }
-}
-
-template <typename T>
-void compare_columns(const T* x, int64_t channel_step, int64_t pixels, int64_t channels,
-                     const T* threshold, Word below, Word* out, int64_t out_step) {
-  constexpr int64_t kWidth = 16;
-  for (int64_t p = 0; p < pixels; p += kWidth, x += kWidth, out += kWidth * out_step) {
-    const int64_t width = pixels - p < kWidth ? pixels - p : kWidth;
-    Word bits[kWidth] = {};
-    for (int64_t c = 0; c < channels; ++c) {
-      const T* values = x + c * channel_step;
-      const T t = threshold ? threshold[c] : T{0};
-      const Word bit = Word{1} << c;
-      if (below & bit)
-        for (int64_t i = 0; i < width; ++i) bits[i] |= values[i] <= t ? bit : 0;
-      else if (width == kWidth)
-        for (int64_t i = 0; i < kWidth; ++i) bits[i] |= values[i] >= t ? bit : 0;
-      else
-        for (int64_t i = 0; i < width; ++i) bits[i] |= values[i] >= t ? bit : 0;
-    }
-    for (int64_t i = 0; i < width; ++i) out[i * out_step] = bits[i];
-  }
-}
-
 int64_t register_peak(int64_t iterations) {
   constexpr int kRows = Sum::kRows < 3 ? Sum::kRows : 3;  // enough chains, and none is spilled
   Sum sum[kRows][Sum::kBlocks];
@@ -154,14 +110,4 @@ int64_t register_peak(int64_t iterations) {
   return iterations * kRows * Sum::kBlocks * kBlock * kWordBits;
 }
 
-constexpr Kernels make_kernels(const char* name) {
-  return {name,
-          Sum::kRows,
-          dot,
-          to_float,
-          compare<float>,
-          compare<int32_t>,
-          compare_columns<float>,
-          compare_columns<int32_t>,
-          register_peak};
-}
+constexpr DotKernels kDotKernels = {Sum::kRows, dot, to_float, register_peak};
