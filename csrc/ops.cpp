@@ -76,6 +76,12 @@ PyObject* register_peak(PyObject*, PyObject* args) {
   return PyLong_FromLongLong(bnn_ext::cpu::kernels().dot.register_peak(iterations));
 }
 
+PyObject* plain_peak(PyObject*, PyObject* args) {
+  long long iterations;
+  if (!PyArg_ParseTuple(args, "L", &iterations)) return nullptr;
+  return PyLong_FromLongLong(bnn_ext::cpu::kernels().dot.plain_peak(iterations));
+}
+
 PyMethodDef methods[] = {
     {"cpu_capability", cpu_capability, METH_NOARGS, "The CPU level in use."},
     {"cpu_capabilities", cpu_capabilities, METH_NOARGS,
@@ -84,6 +90,8 @@ PyMethodDef methods[] = {
      "Switches the CPU level in this process (for tests)."},
     {"register_peak", register_peak, METH_VARARGS,
      "Runs the level's inner step on registers only; returns the multiply-accumulates done."},
+    {"plain_peak", plain_peak, METH_VARARGS,
+     "The same for xor, popcount and addition of every word by itself."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {

@@ -1,8 +1,8 @@
 // Packed 2-d convolution on the CPU, NHWC words, no im2col.
 //
 // Zero padding is exact because taps outside the input are left out: output rows and columns are
-// sorted into spans that see the same kernel rows and columns, and every pair of spans becomes
-// lines of windows with their own taps. Padding by +1 or -1 convolves a padded copy.
+// sorted into spans that see the same kernel rows and columns, and every pair of spans becomes a
+// region with its own taps. Padding by +1 or -1 convolves a padded copy.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -22,6 +22,9 @@ struct Conv {
 
 struct Axis {
   int64_t size, kernel, stride, padding, dilation, out;
+
+  // Where output `o` meets the kernel's tap.
+  int64_t at(int64_t o, int64_t tap) const { return o * stride - padding + tap * dilation; }
 };
 
 // Outputs [begin, end) see the kernel's taps [first, last).
@@ -32,10 +35,9 @@ struct Span {
 std::vector<Span> spans(const Axis& axis) {
   std::vector<Span> result;
   for (int64_t o = 0; o < axis.out; ++o) {
-    const int64_t start = o * axis.stride - axis.padding;
     int64_t first = 0, last = axis.kernel;
-    while (first < last && start + first * axis.dilation < 0) ++first;
-    while (last > first && start + (last - 1) * axis.dilation >= axis.size) --last;
+    while (first < last && axis.at(o, first) < 0) ++first;
+    while (last > first && axis.at(o, last - 1) >= axis.size) --last;
     if (!result.empty() && result.back().first == first && result.back().last == last)
       result.back().end = o + 1;
     else
@@ -50,7 +52,7 @@ Tensor align_groups(const Tensor& input, int64_t channels, int64_t groups) {
   const int64_t group_words = word_count(group_channels);
   const int64_t pixels = input.size(0) * input.size(1) * input.size(2);
   const Tensor aligned = new_tensor(
-      input, {input.size(0), input.size(1), input.size(2), groups * group_words}, ScalarType::Int);
+      {input.size(0), input.size(1), input.size(2), groups * group_words}, ScalarType::Int);
   const Word* from = data<Word>(input);
   Word* to = mutable_data<Word>(aligned);
   for (int64_t pixel = 0; pixel < pixels; ++pixel, from += word_count(channels))
@@ -67,7 +69,7 @@ Tensor pad_map(const Tensor& input, int64_t channels, const Pair& padding, int64
   const int64_t height = input.size(1), width = input.size(2);
   const int64_t padded_height = height + 2 * padding[0], padded_width = width + 2 * padding[1];
   const Tensor padded =
-      new_tensor(input, {input.size(0), padded_height, padded_width, words}, ScalarType::Int);
+      new_tensor({input.size(0), padded_height, padded_width, words}, ScalarType::Int);
   std::vector<Word> border(words, 0);
   if (pad_value > 0)
     for (int64_t word = 0; word < words; ++word)
@@ -140,38 +142,30 @@ Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, con
   for (const Span& rows : spans(vertical))
     for (const Span& columns : spans(horizontal)) {
       const int64_t tap_columns = columns.last - columns.first;
-      Line line = {};
-      line.first_tap = dot.taps.size();
-      line.tap_words = whole_rows ? tap_columns * group_words : group_words;
-      line.k = static_cast<int32_t>((rows.last - rows.first) * tap_columns * group_channels);
-      for (int64_t ky = rows.first; ky < rows.last; ++ky)
-        for (int64_t kx = columns.first; kx < (whole_rows ? columns.first + 1 : columns.last); ++kx)
-          dot.taps.push_back({(ky - rows.first) * vertical.dilation * row_words +
-                                  (kx - columns.first) * horizontal.dilation * pixel_words,
-                              (ky * horizontal.kernel + kx) * group_words});
-      line.tap_count = line.k > 0 ? static_cast<int64_t>(dot.taps.size()) - line.first_tap : 0;
-
-      const auto input_at = [&](int64_t y, int64_t x) {
-        if (line.tap_count == 0) return int64_t{0};  // sees only padding
-        return (y * vertical.stride - vertical.padding + rows.first * vertical.dilation) *
-                   row_words +
-               (x * horizontal.stride - horizontal.padding + columns.first * horizontal.dilation) *
-                   pixel_words;
-      };
-      const int64_t height = rows.end - rows.begin, width = columns.end - columns.begin;
-      const bool along_rows = width >= height;  // the longer side fills more register tiles
-      for (int64_t i = 0; i < (along_rows ? height : width); ++i) {
-        const int64_t y = rows.begin + (along_rows ? i : 0);
-        const int64_t x = columns.begin + (along_rows ? 0 : i);
-        line.input = input_at(y, x);
-        line.output = y * horizontal.out + x;
-        line.count = along_rows ? width : height;
-        line.output_step = along_rows ? 1 : horizontal.out;
-        line.input_step = line.tap_count == 0 ? 0
-                          : along_rows        ? horizontal.stride * pixel_words
-                                              : vertical.stride * row_words;
-        add_line(dot.lines, line);
+      const int64_t run_columns = whole_rows ? tap_columns : 1;  // taps that lie side by side
+      Region region = {};
+      region.first_step = dot.steps.size();
+      region.step_words = step_words(run_columns * group_words);
+      region.k = static_cast<int32_t>((rows.last - rows.first) * tap_columns * group_channels);
+      if (region.k > 0) {
+        for (int64_t ky = rows.first; ky < rows.last; ++ky)
+          for (int64_t kx = columns.first; kx < columns.last; kx += run_columns)
+            add_steps(dot.steps,
+                      (ky - rows.first) * vertical.dilation * row_words +
+                          (kx - columns.first) * horizontal.dilation * pixel_words,
+                      (ky * horizontal.kernel + kx) * group_words, run_columns * group_words);
+        region.input = vertical.at(rows.begin, rows.first) * row_words +
+                       horizontal.at(columns.begin, columns.first) * pixel_words;
+        region.input_row = vertical.stride * row_words;
+        region.input_column = horizontal.stride * pixel_words;
       }
+      region.step_count = static_cast<int64_t>(dot.steps.size()) - region.first_step;
+      region.height = rows.end - rows.begin;
+      region.width = columns.end - columns.begin;
+      region.output = rows.begin * horizontal.out + columns.begin;
+      region.output_row = horizontal.out;
+      region.output_column = 1;
+      dot.regions.push_back(region);
     }
   return conv;
 }
@@ -181,7 +175,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels, co
               const std::optional<Tensor>& tiles) {
   const Conv conv =
       prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
-  return dot_sums(conv.dot, input, conv.shape);
+  return dot_sums(conv.dot, conv.shape);
 }
 
 Tensor conv2d_float(const Tensor& input, const Tensor& weight, int64_t in_channels,
@@ -191,7 +185,7 @@ Tensor conv2d_float(const Tensor& input, const Tensor& weight, int64_t in_channe
                     const std::optional<Tensor>& tiles) {
   const Conv conv =
       prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
-  return dot_float(conv.dot, input, conv.shape, scale, bias, dtype);
+  return dot_float(conv.dot, conv.shape, scale, bias, dtype);
 }
 
 Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channels,
@@ -200,7 +194,7 @@ Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channel
                    const std::optional<Tensor>& tiles) {
   const Conv conv =
       prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
-  return dot_bits(conv.dot, input, conv.shape, threshold, flip);
+  return dot_bits(conv.dot, conv.shape, threshold, flip);
 }
 
 }  // namespace

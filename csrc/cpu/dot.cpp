@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cstring>
+#include <utility>
 
 namespace bnn_ext::cpu {
 
@@ -23,7 +24,7 @@ std::vector<int64_t> tiles_shape(const Tensor& weight, int64_t groups) {
 Tensor tile_weight(const Tensor& weight, int64_t groups) {
   const std::vector<int64_t> shape = tiles_shape(weight, groups);
   const Tensor source = checked(weight, "weight", ScalarType::Int);
-  const Tensor tiles = new_tensor(weight, shape, ScalarType::Int);
+  const Tensor tiles = new_tensor(shape, ScalarType::Int);
   const int64_t group_blocks = shape[0] / groups, k = shape[1];
   const int64_t group_channels = weight.size(0) / groups;
 
@@ -46,100 +47,186 @@ Tensor checked_tiles(const std::optional<Tensor>& tiles, const Tensor& weight, i
   return checked(*tiles, "tiles", ScalarType::Int);
 }
 
-Tensor dot_sums(const Dot& dot, const Tensor& like, std::vector<int64_t> shape) {
-  const int64_t channels = dot.groups * dot.out_channels;
-  shape.push_back(channels);
-  const Tensor out = new_tensor(like, shape, ScalarType::Int);
-  int32_t* to = mutable_data<int32_t>(out);
-  run(dot,
-      [&](int64_t position, int64_t group, int64_t channel, int64_t count, const int32_t* sums) {
-        std::memcpy(to + position * channels + group * dot.out_channels + channel, sums,
-                    count * sizeof(int32_t));
-      });
-  return out;
-}
-
 namespace {
 
-template <typename T>
-void store_floats(const Dot& dot, T* to, const float* scale, const float* bias) {
+constexpr int64_t kGrainProducts = 1 << 18;  // word products that are worth waking a thread
+
+// Some windows of a region, few enough for one tile.
+struct Piece {
+  const Region* region;
+  int64_t first, count;
+};
+
+std::vector<Piece> cut(const std::vector<Region>& regions) {
+  std::vector<Piece> pieces;
+  for (const Region& region : regions) {
+    const int64_t windows = region.height * region.width;
+    const int64_t parts = (windows + kTileWindows - 1) / kTileWindows;
+    for (int64_t part = 0; part < parts; ++part) {  // parts of nearly equal size
+      const int64_t first = windows * part / parts;
+      pieces.push_back({&region, first, windows * (part + 1) / parts - first});
+    }
+  }
+  return pieces;
+}
+
+// Computes every sum and gives it to store(const SumTile&). Calls come from several threads, each
+// result exactly once.
+template <typename Store>
+void run(const Dot& dot, const Store& store) {
   const Kernels& level = kernels();
-  const int64_t channels = dot.groups * dot.out_channels;
-  run(dot,
-      [&](int64_t position, int64_t group, int64_t channel, int64_t count, const int32_t* sums) {
-        const int64_t first = group * dot.out_channels + channel;
-        float values[kTileChannels];
-        level.dot.to_float(sums, count, scale ? scale + first : nullptr,
-                           bias ? bias + first : nullptr, values);
-        T* out = to + position * channels + first;
-        for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(values[i]);
+  const std::vector<Piece> pieces = cut(dot.regions);
+  const int64_t piece_count = pieces.size();
+  const int64_t chunks = (dot.out_channels + kTileChannels - 1) / kTileChannels;
+  const int64_t blocks = (dot.out_channels + kBlock - 1) / kBlock;
+  const int64_t tasks = dot.images * dot.groups * chunks * piece_count;
+  const int64_t work =  // word products
+      dot.images * dot.positions * dot.groups * dot.out_channels * (dot.block_words / kBlock);
+
+  torch::stable::parallel_for(
+      0, tasks, grain_for(tasks, work, kGrainProducts), [&](int64_t begin, int64_t end) {
+        alignas(64) int32_t sums[kTileWindows * kTileChannels];
+        const Word* windows[kTileWindows];
+        int64_t positions[kTileWindows];
+        for (int64_t task = begin; task < end; ++task) {
+          // Pieces turn fastest, so that one chunk's weights stay in the cache.
+          const Piece& piece = pieces[task % piece_count];
+          const int64_t chunk = task / piece_count % chunks;
+          const int64_t group = task / piece_count / chunks % dot.groups;
+          const int64_t image = task / piece_count / chunks / dot.groups;
+          const int64_t first_block = chunk * kTileBlocks;
+          const int64_t channels = std::min(kTileChannels, dot.out_channels - first_block * kBlock);
+
+          const Region& region = *piece.region;
+          const Word* input =
+              dot.input + image * dot.image_words + group * dot.group_words + region.input;
+          const int64_t output = image * dot.positions + region.output;
+          int64_t row = piece.first / region.width, column = piece.first % region.width;
+          for (int64_t i = 0; i < piece.count; ++i) {
+            windows[i] = input + row * region.input_row + column * region.input_column;
+            positions[i] = output + row * region.output_row + column * region.output_column;
+            if (++column == region.width) {
+              column = 0;
+              ++row;
+            }
+          }
+          level.dot.dot({windows, piece.count, dot.steps.data() + region.first_step,
+                         region.step_count, region.step_words,
+                         dot.tiles + (group * blocks + first_block) * dot.block_words,
+                         dot.block_words, (channels + kBlock - 1) / kBlock, region.k, sums});
+          store({sums, positions, piece.count, group * dot.out_channels + first_block * kBlock,
+                 channels});
+        }
       });
+}
+
+FloatType float_type(ScalarType dtype, const char* name) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return FloatType::kFloat;
+    case ScalarType::Half:
+      return FloatType::kHalf;
+    case ScalarType::BFloat16:
+      return FloatType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float16 or bfloat16");
+  }
+}
+
+// The values with room behind them for a whole block to be read.
+template <typename T>
+std::vector<T> padded(const T* values, int64_t count) {
+  std::vector<T> result(values, values + count);
+  result.resize(count + kBlock);
+  return result;
 }
 
 }  // namespace
 
-Tensor dot_float(const Dot& dot, const Tensor& like, std::vector<int64_t> shape,
-                 const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                 ScalarType dtype) {
+Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape) {
   const int64_t channels = dot.groups * dot.out_channels;
-  const auto scales = checked_vector(scale, "scale", channels, ScalarType::Float);
-  const auto biases = checked_vector(bias, "bias", channels, ScalarType::Float);
   shape.push_back(channels);
-  const Tensor out = new_tensor(like, shape, dtype);
-  const float* s = data<float>(scales);
-  const float* b = data<float>(biases);
-  switch (dtype) {
-    case ScalarType::Float:
-      store_floats(dot, mutable_data<float>(out), s, b);
-      break;
-    case ScalarType::Half:
-      store_floats(dot, mutable_data<torch::headeronly::Half>(out), s, b);
-      break;
-    case ScalarType::BFloat16:
-      store_floats(dot, mutable_data<torch::headeronly::BFloat16>(out), s, b);
-      break;
-    default:
-      STD_TORCH_CHECK(false, "dtype must be float32, float16 or bfloat16");
-  }
+  const Tensor out = new_tensor(shape, ScalarType::Int);
+  int32_t* to = mutable_data<int32_t>(out);
+  run(dot, [&](const SumTile& tile) {
+    for (int64_t i = 0; i < tile.window_count; ++i)
+      std::memcpy(to + tile.positions[i] * channels + tile.first_channel,
+                  tile.sums + i * kTileChannels, tile.channels * sizeof(int32_t));
+  });
   return out;
 }
 
-Tensor dot_bits(const Dot& dot, const Tensor& like, std::vector<int64_t> shape,
-                const Tensor& threshold, const std::optional<Tensor>& flip) {
+Tensor dot_float(const Dot& dot, std::vector<int64_t> shape, const std::optional<Tensor>& scale,
+                 const std::optional<Tensor>& bias, ScalarType dtype) {
+  const int64_t channels = dot.groups * dot.out_channels;
+  const auto scales = checked_vector(scale, "scale", channels, ScalarType::Float);
+  const auto biases = checked_vector(bias, "bias", channels, ScalarType::Float);
+  std::vector<std::vector<float>> values;
+  std::vector<Operand> operands;
+  for (const auto& [operation, tensor] :
+       {std::pair(Operation::kMultiply, scales), std::pair(Operation::kAdd, biases)})
+    if (tensor) {
+      values.push_back(padded(data<float>(*tensor), channels));
+      operands.push_back({operation, values.back().data(), nullptr, FloatType::kFloat});
+    }
+  shape.push_back(channels);
+  const Tensor out = new_tensor(shape, dtype);
+  Epilogue epilogue = {};
+  epilogue.channels = channels;
+  epilogue.operands = operands.data();
+  epilogue.operand_count = operands.size();
+  epilogue.floats = out.mutable_data_ptr();
+  epilogue.type = float_type(dtype, "dtype");
+  const EpilogueKernels& level = kernels().epilogue;
+  run(dot, [&](const SumTile& tile) { level.floats(epilogue, tile); });
+  return out;
+}
+
+Tensor dot_bits(const Dot& dot, std::vector<int64_t> shape, const Tensor& threshold,
+                const std::optional<Tensor>& flip) {
   const int64_t channels = dot.groups * dot.out_channels;
   const Tensor thresholds = *checked_vector(threshold, "threshold", channels, ScalarType::Int);
   const auto flips = checked_vector(flip, "flip", word_count(channels), ScalarType::Int);
   const int32_t* t = data<int32_t>(thresholds);
   const Word* f = data<Word>(flips);
-  const Kernels& level = kernels();
 
   if (dot.groups > 1 && dot.out_channels % kWordBits != 0) {
     // A group's bits start inside another group's word: compare whole rows of sums afterwards.
-    const Tensor sums = dot_sums(dot, like, shape);
+    const PackKernels& level = kernels().pack;
+    const Tensor sums = dot_sums(dot, shape);
     shape.push_back(word_count(channels));
-    const Tensor out = new_tensor(like, shape, ScalarType::Int);
+    const Tensor out = new_tensor(shape, ScalarType::Int);
     const int32_t* from = data<int32_t>(sums);
     Word* to = mutable_data<Word>(out);
     const int64_t rows = dot.images * dot.positions;
     torch::stable::parallel_for(0, rows, grain_for(rows, rows * channels, 1 << 15),
                                 [&](int64_t begin, int64_t end) {
                                   for (int64_t row = begin; row < end; ++row)
-                                    level.pack.compare_int(from + row * channels, channels, t, f,
-                                                           to + row * word_count(channels));
+                                    level.compare_int(from + row * channels, channels, t, f,
+                                                      to + row * word_count(channels));
                                 });
     return out;
   }
 
+  // sum <= t is not (sum >= t + 1), and always true for the greatest t.
+  constexpr int32_t kGreatest = std::numeric_limits<int32_t>::max();
+  std::vector<int32_t> at_least = padded(t, channels);
+  std::vector<Word> invert(word_count(channels));
+  for (int64_t channel = 0; f && channel < channels; ++channel)
+    if (get_bit(f, channel)) {
+      if (t[channel] == kGreatest) {
+        at_least[channel] = std::numeric_limits<int32_t>::min();
+      } else {
+        ++at_least[channel];
+        invert[channel / kWordBits] |= Word{1} << channel % kWordBits;
+      }
+    }
+
   shape.push_back(word_count(channels));
-  const Tensor out = new_tensor(like, shape, ScalarType::Int);
-  Word* to = mutable_data<Word>(out);
-  run(dot,
-      [&](int64_t position, int64_t group, int64_t channel, int64_t count, const int32_t* sums) {
-        const int64_t first = group * dot.out_channels + channel;  // a multiple of 32
-        const int64_t word = first / kWordBits;
-        level.pack.compare_int(sums, count, t + first, f ? f + word : nullptr,
-                               to + position * word_count(channels) + word);
-      });
+  const Tensor out = new_tensor(shape, ScalarType::Int);
+  const Thresholds compared = {at_least.data(), invert.data(), channels, mutable_data<Word>(out)};
+  const EpilogueKernels& level = kernels().epilogue;
+  run(dot, [&](const SumTile& tile) { level.thresholds(compared, tile); });
   return out;
 }
 

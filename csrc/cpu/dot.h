@@ -1,8 +1,8 @@
 // The loop nest that linear and conv2d share: windows of packed words times tiled weights.
 //
-// A problem is a list of lines: output positions at a constant step that see the same taps. A
-// zero-padded convolution therefore has one list of lines for its interior and others for its
-// borders, where the taps that fall outside are simply left out.
+// A problem is a list of regions: rectangles of output positions that see the same taps. A
+// zero-padded convolution therefore has one region for its interior and others for its borders,
+// where the taps that fall outside are simply left out.
 #pragma once
 
 #include <limits>
@@ -13,19 +13,14 @@
 
 namespace bnn_ext::cpu {
 
-struct Line {
-  int64_t first_tap, tap_count;
-  int64_t tap_words;
-  int32_t k;            // real bits in a window
-  int64_t input;        // words from the start of the image to the first window
-  int64_t input_step;   // words from window to window
-  int64_t output;       // first output position in the image
-  int64_t output_step;  // positions from window to window
-  int64_t count;
+// height x width windows; their inputs and outputs lie at constant distances.
+struct Region {
+  int64_t first_step, step_count, step_words;
+  int32_t k;  // real bits in a window
+  int64_t height, width;
+  int64_t input, input_row, input_column;     // words from the start of the image
+  int64_t output, output_row, output_column;  // positions in the image
 };
-
-constexpr int64_t kGrainProducts = 1 << 18;  // word products that are worth waking a thread
-constexpr int64_t kLineWindows = 48;  // longer lines are split, to have enough tasks for threads
 
 struct Dot {
   const Word* input;
@@ -37,8 +32,8 @@ struct Dot {
   int64_t out_channels;  // in one group
   const Word* tiles;
   int64_t block_words;  // words of one block of 16 channels
-  std::vector<Tap> taps;
-  std::vector<Line> lines;
+  std::vector<Step> steps;
+  std::vector<Region> regions;
 };
 
 // [out, ..., words] -> [groups * blocks, k, 16]; see ops.py.
@@ -52,78 +47,21 @@ inline void check_sums(int64_t k) {
   STD_TORCH_CHECK(k <= std::numeric_limits<int32_t>::max(), "a sum of ", k, " signs overflows");
 }
 
-// Appends `line`, cut into pieces of at most kLineWindows windows.
-inline void add_line(std::vector<Line>& lines, Line line) {
-  const int64_t pieces = (line.count + kLineWindows - 1) / kLineWindows;
-  int64_t left = line.count;
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    line.count = (left + pieces - piece - 1) / (pieces - piece);
-    left -= line.count;
-    lines.push_back(line);
-    line.input += line.count * line.input_step;
-    line.output += line.count * line.output_step;
-  }
+// The largest step that runs of `words` consecutive words can be cut into.
+inline int64_t step_words(int64_t words) { return words % 4 == 0 ? 4 : words % 2 == 0 ? 2 : 1; }
+
+// Appends the steps of `words` words that start at `input` and, in weights, at word `weight`.
+inline void add_steps(std::vector<Step>& steps, int64_t input, int64_t weight, int64_t words) {
+  for (int64_t word = 0; word < words; word += step_words(words))
+    steps.push_back({input + word, (weight + word) * kBlock});
 }
 
-// Computes every sum and gives it to store(position, group, channel, channels, sums): `channels`
-// sums (at most kTileChannels) that start at `channel` of `group`, at an output position counted
-// over all images. Calls come from several threads, each result exactly once.
-template <typename Store>
-void run(const Dot& dot, const Store& store) {
-  const Kernels& level = kernels();
-  const int64_t chunks = (dot.out_channels + kTileChannels - 1) / kTileChannels;
-  const int64_t blocks = (dot.out_channels + kBlock - 1) / kBlock;
-  const int64_t line_count = dot.lines.size();
-  const int64_t tasks = dot.images * dot.groups * chunks * line_count;
-  const int64_t work =  // word products
-      dot.images * dot.positions * dot.groups * dot.out_channels * (dot.block_words / kBlock);
-
-  torch::stable::parallel_for(
-      0, tasks, grain_for(tasks, work, kGrainProducts), [&](int64_t begin, int64_t end) {
-        alignas(64) int32_t sums[kMaxRows * kTileChannels];
-        for (int64_t task = begin; task < end; ++task) {
-          // Lines turn fastest, so that one chunk's weights stay in the cache.
-          const Line& line = dot.lines[task % line_count];
-          const int64_t chunk = task / line_count % chunks;
-          const int64_t group = task / line_count / chunks % dot.groups;
-          const int64_t image = task / line_count / chunks / dot.groups;
-          const int64_t first_block = chunk * kTileBlocks;
-          const int64_t channels = std::min(kTileChannels, dot.out_channels - first_block * kBlock);
-
-          DotTile tile;
-          tile.input = dot.input + image * dot.image_words + group * dot.group_words + line.input;
-          tile.row_stride = line.input_step;
-          tile.taps = dot.taps.data() + line.first_tap;
-          tile.tap_count = line.tap_count;
-          tile.tap_words = line.tap_words;
-          tile.weight = dot.tiles + (group * blocks + first_block) * dot.block_words;
-          tile.block_stride = dot.block_words;
-          tile.blocks = (channels + kBlock - 1) / kBlock;
-          tile.k = line.k;
-          tile.sums = sums;
-
-          const int64_t passes = (line.count + level.dot.rows - 1) / level.dot.rows;
-          int64_t position = image * dot.positions + line.output;
-          int64_t left = line.count;
-          for (int64_t pass = passes; pass > 0; --pass) {  // passes of nearly equal height
-            tile.rows = (left + pass - 1) / pass;
-            left -= tile.rows;
-            level.dot.dot(tile);
-            for (int64_t row = 0; row < tile.rows; ++row, position += line.output_step)
-              store(position, group, first_block * kBlock, channels, sums + row * kTileChannels);
-            tile.input += tile.rows * tile.row_stride;
-          }
-        }
-      });
-}
-
-// The three kinds of output, [positions, groups * out_channels] each. `shape` is the shape of the
-// result without its last dimension.
-Tensor dot_sums(const Dot& dot, const Tensor& like, std::vector<int64_t> shape);
-Tensor dot_float(const Dot& dot, const Tensor& like, std::vector<int64_t> shape,
-                 const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                 ScalarType dtype);
-Tensor dot_bits(const Dot& dot, const Tensor& like, std::vector<int64_t> shape,
-                const Tensor& threshold, const std::optional<Tensor>& flip);
+// The outputs, [positions, groups * out_channels] each. `shape` is the shape of the result without
+// its last dimension.
+Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape);
+Tensor dot_float(const Dot& dot, std::vector<int64_t> shape, const std::optional<Tensor>& scale,
+                 const std::optional<Tensor>& bias, ScalarType dtype);
+Tensor dot_bits(const Dot& dot, std::vector<int64_t> shape, const Tensor& threshold,
+                const std::optional<Tensor>& flip);
 
 }  // namespace bnn_ext::cpu

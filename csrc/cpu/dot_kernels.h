@@ -10,48 +10,37 @@
 namespace bnn_ext::cpu {
 
 constexpr int64_t kBlock = 16;                           // output channels in a block
-constexpr int64_t kTileBlocks = 4;                       // blocks in one call: whole output words
+constexpr int64_t kTileBlocks = 4;                       // blocks in a tile: whole output words
 constexpr int64_t kTileChannels = kTileBlocks * kBlock;  // row length of a tile of sums
+constexpr int64_t kTileWindows = 32;                     // windows that share a pass over weights
 
-constexpr int64_t kMaxRows = 8;  // no level takes more windows at a time
-
-// Steps after which a 32-bit count cannot have overflowed, whatever the operands: no K gets there.
-constexpr int64_t kUnlimited = int64_t{1} << 26;
-
-// A run of consecutive words that meets a run of consecutive weights: for a convolution, one row
-// of the kernel. Offsets from a window's first word and from a block's first k.
-struct Tap {
-  int64_t input;
-  int64_t weight;
+// A few consecutive words of a window that meet as many consecutive weights.
+struct Step {
+  int64_t input;   // words from the start of the window
+  int64_t weight;  // words from the start of the block
 };
 
-// sums[row][lane] = k - 2 popcount(window(row) xor weight(lane))
+// sums[window][channel] = k - 2 popcount(window xor weight(channel))
 struct DotTile {
-  const Word* input;   // window of row 0
-  int64_t row_stride;  // words between the windows of neighbouring rows
-  const Tap* taps;
-  int64_t tap_count;
-  int64_t tap_words;     // words in each tap
+  const Word* const* windows;  // where each window starts
+  int64_t window_count;        // at most kTileWindows
+  const Step* steps;
+  int64_t step_count;
+  int64_t step_words;    // words in each step: 1, 2 or 4
   const Word* weight;    // first block
   int64_t block_stride;  // words between blocks
-  int64_t rows;          // at most DotKernels::rows
   int64_t blocks;        // at most kTileBlocks
   int32_t k;             // real bits in a window
-  int32_t* sums;         // [rows][kTileChannels]
+  int32_t* sums;         // [window_count][kTileChannels], aligned to 64 bytes
 };
 
 struct DotKernels {
-  int64_t rows;  // windows that share one pass over the weights
-
   void (*dot)(const DotTile& tile);
 
-  // out = sums * scale + bias, each rounded to float; scale and bias may be null.
-  void (*to_float)(const int32_t* sums, int64_t n, const float* scale, const float* bias,
-                   float* out);
-
-  // The inner step of dot on registers only, `iterations` times: the level's speed limit.
-  // Returns the multiply-accumulates done.
+  // Inner steps on registers only, `iterations` times: the level's speed limits. Both return the
+  // multiply-accumulates done. `plain` takes every word's xor, popcount and addition by itself.
   int64_t (*register_peak)(int64_t iterations);
+  int64_t (*plain_peak)(int64_t iterations);
 };
 
 }  // namespace bnn_ext::cpu

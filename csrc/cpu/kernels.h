@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/dot_kernels.h"
+#include "cpu/epilogue_kernels.h"
 #include "cpu/pack_kernels.h"
 
 namespace bnn_ext::cpu {
@@ -12,6 +13,7 @@ namespace bnn_ext::cpu {
 struct Kernels {
   const char* name;
   DotKernels dot;
+  EpilogueKernels epilogue;
   PackKernels pack;
 };
 

@@ -1,65 +1,60 @@
-// Level "avx2": popcount of nibbles by byte shuffle, byte sums deferred over up to 31 words.
+// Level "avx2": carries counted by byte shuffle of their nibbles, byte sums deferred.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "cpu/kernels.h"
 #include "cpu/target.h"
 
-BNN_TARGET_BEGIN("avx2,popcnt")
+BNN_TARGET_BEGIN("avx2,f16c,popcnt")
 namespace bnn_ext::cpu {
 namespace {
 
-inline __m256i popcount_bytes(__m256i x) {
-  const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
-                                         0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-  const __m256i nibble = _mm256_set1_epi8(0x0f);
-  const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
-  const __m256i high =
-      _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
-  return _mm256_add_epi8(low, high);
+constexpr int kLanes = 8, kPlanes = 3, kRows = 1, kVectors = 2, kCapacity = 31;
+
+#include "cpu/bits_vector.inl"
+
+inline Bits any_bits() {
+  Bits bits;
+  __asm__ volatile("vpxor %0, %0, %0" : "=x"(bits));
+  return bits;
 }
 
-// sums -= 2 * (the four bytes of each 32-bit lane added up)
-inline void drain_bytes(int32_t* sums, __m256i bytes) {
-  const __m256i pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1));
-  const __m256i twice = _mm256_madd_epi16(pairs, _mm256_set1_epi16(2));
-  __m256i* out = reinterpret_cast<__m256i*>(sums);
-  _mm256_storeu_si256(out, _mm256_sub_epi32(_mm256_loadu_si256(out), twice));
+// The popcount of every byte, times `kWeight`.
+template <int kWeight>
+inline __m256i popcount_bytes(Bits bits) {
+  const __m256i x = reinterpret_cast<__m256i>(bits), nibble = _mm256_set1_epi8(0x0f);
+  const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi32(
+      0x02010100 * kWeight, 0x03020201 * kWeight, 0x03020201 * kWeight, 0x04030302 * kWeight));
+  const __m256i low = _mm256_and_si256(x, nibble);
+  const __m256i high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
+  return _mm256_add_epi8(_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high));
 }
 
-struct Sum {
-  struct Vector {
-    __m256i low, high;
-  };
-  static constexpr int kRows = 4, kBlocks = 1;
-  static constexpr int64_t kCapacity = 31;  // a byte grows by at most 8 a step
+inline Bits popcount_step(Bits bytes, Bits a, Bits w) {
+  return reinterpret_cast<Bits>(
+      _mm256_add_epi8(reinterpret_cast<__m256i>(bytes), popcount_bytes<1>(a ^ w)));
+}
 
+struct Count {
   // Written out: the implicit constructor would be compiled for the baseline.
-  Sum() : low(_mm256_setzero_si256()), high(_mm256_setzero_si256()) {}
+  Count() : bytes(_mm256_setzero_si256()) {}
 
-  static inline Vector load(const Word* words) {
-    const __m256i* half = reinterpret_cast<const __m256i*>(words);
-    return {_mm256_loadu_si256(half), _mm256_loadu_si256(half + 1)};
-  }
-  static inline Vector broadcast(Word word) {
-    const __m256i half = _mm256_set1_epi32(static_cast<int>(word));
-    return {half, half};
-  }
-  static inline void hide(Vector& vector) {
-    __asm__ volatile("" : "+x"(vector.low), "+x"(vector.high));
-  }
+  // A byte grows by at most 8.
+  void add(Bits carries) { bytes = _mm256_add_epi8(bytes, popcount_bytes<1>(carries)); }
 
-  inline void add(const Vector& a, const Vector& w) {
-    low = _mm256_add_epi8(low, popcount_bytes(_mm256_xor_si256(a.low, w.low)));
-    high = _mm256_add_epi8(high, popcount_bytes(_mm256_xor_si256(a.high, w.high)));
-  }
-  inline void drain(int32_t* sums) {
-    drain_bytes(sums, low);
-    drain_bytes(sums + 8, high);
-    low = high = _mm256_setzero_si256();
+  void store(const Bits (&planes)[kPlanes], Bits base, int32_t* sums) const {
+    const __m256i rest =
+        _mm256_add_epi8(_mm256_add_epi8(popcount_bytes<1>(planes[0]), popcount_bytes<2>(planes[1])),
+                        popcount_bytes<4>(planes[2]));
+    const __m256i pairs =
+        _mm256_add_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1 << kPlanes)),
+                         _mm256_maddubs_epi16(rest, _mm256_set1_epi8(1)));
+    const __m256i total = _mm256_madd_epi16(pairs, _mm256_set1_epi16(-2));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(sums),
+                       _mm256_add_epi32(reinterpret_cast<__m256i>(base), total));
   }
 
-  __m256i low, high;
+  __m256i bytes;
 };
 
 inline Word compare8(const float* x, const float* t, bool below) {
@@ -80,12 +75,24 @@ inline Word compare16(const T* x, const T* t, bool below) {
   return compare8(x, t, below) | compare8(x + 8, t + 8, below) << 8;
 }
 
+inline void half_to_float(const uint16_t* from, float* to) {
+  _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+inline void float_to_half(const float* from, uint16_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
+
+// Each uses what those before it define.
+// clang-format off
 #include "cpu/dot_body.inl"
 #include "cpu/pack_body.inl"
+#include "cpu/epilogue_body.inl"
+// clang-format on
 
 }  // namespace
 
-const Kernels kKernelsAvx2 = {"avx2", kDotKernels, kPackKernels};
+const Kernels kKernelsAvx2 = {"avx2", kDotKernels, kEpilogueKernels, kPackKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

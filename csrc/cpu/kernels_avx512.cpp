@@ -10,43 +10,57 @@ BNN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,popcnt")
 namespace bnn_ext::cpu {
 namespace {
 
-struct Sum {
-  using Vector = __m512i;
-  static constexpr int kRows = 6, kBlocks = 2;
-  static constexpr int64_t kCapacity = 31;  // a byte grows by at most 8 a step
+constexpr int kPlanes = 4, kRows = 1, kVectors = 4, kCapacity = 31;
 
+#include "cpu/bits_avx512.inl"
+
+// The popcount of every byte, times `kWeight`.
+template <int kWeight>
+inline Bits popcount_bytes(Bits x) {
+  const Bits table = _mm512_set4_epi32(0x04030302 * kWeight, 0x03020201 * kWeight,
+                                       0x03020201 * kWeight, 0x02010100 * kWeight);
+  const Bits nibble = _mm512_set1_epi8(0x0f);
+  const Bits low = _mm512_and_si512(x, nibble);
+  const Bits high = _mm512_and_si512(_mm512_srli_epi16(x, 4), nibble);
+  return _mm512_add_epi8(_mm512_shuffle_epi8(table, low), _mm512_shuffle_epi8(table, high));
+}
+
+inline Bits popcount_step(Bits bytes, Bits a, Bits w) {
+  return _mm512_add_epi8(bytes, popcount_bytes<1>(xor_bits(a, w)));
+}
+
+struct Count {
   // Written out: the implicit constructor would be compiled for the baseline.
-  Sum() : bytes(_mm512_setzero_si512()) {}
+  Count() : bytes(_mm512_setzero_si512()) {}
 
-  static inline Vector load(const Word* words) { return _mm512_loadu_si512(words); }
-  static inline Vector broadcast(Word word) { return _mm512_set1_epi32(static_cast<int>(word)); }
-  static inline void hide(Vector& vector) { __asm__ volatile("" : "+v"(vector)); }
+  // A byte grows by at most 8.
+  void add(Bits carries) { bytes = _mm512_add_epi8(bytes, popcount_bytes<1>(carries)); }
 
-  inline void add(Vector a, Vector w) {
-    const __m512i table = _mm512_set4_epi32(0x04030302, 0x03020201, 0x03020201, 0x02010100);
-    const __m512i nibble = _mm512_set1_epi8(0x0f);
-    const __m512i x = _mm512_xor_si512(a, w);
-    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(x, 4), nibble);
-    bytes = _mm512_add_epi8(bytes, _mm512_shuffle_epi8(table, _mm512_and_si512(x, nibble)));
-    bytes = _mm512_add_epi8(bytes, _mm512_shuffle_epi8(table, high));
-  }
-  inline void drain(int32_t* sums) {
-    const __m512i pairs = _mm512_maddubs_epi16(bytes, _mm512_set1_epi8(1));
-    const __m512i twice = _mm512_madd_epi16(pairs, _mm512_set1_epi16(2));
-    _mm512_storeu_si512(sums, _mm512_sub_epi32(_mm512_loadu_si512(sums), twice));
-    bytes = _mm512_setzero_si512();
+  void store(const Bits (&planes)[kPlanes], Bits base, int32_t* sums) const {
+    const Bits low = _mm512_add_epi8(popcount_bytes<1>(planes[0]), popcount_bytes<2>(planes[1]));
+    const Bits high = _mm512_add_epi8(popcount_bytes<4>(planes[2]), popcount_bytes<8>(planes[3]));
+    const Bits pairs =
+        _mm512_add_epi16(_mm512_maddubs_epi16(bytes, _mm512_set1_epi8(1 << kPlanes)),
+                         _mm512_maddubs_epi16(_mm512_add_epi8(low, high), _mm512_set1_epi8(1)));
+    const Bits total = _mm512_madd_epi16(pairs, _mm512_set1_epi16(-2));
+    _mm512_store_si512(sums, _mm512_add_epi32(base, total));
   }
 
-  __m512i bytes;
+  Bits bytes;
 };
 
+// Each uses what those before it define.
+// clang-format off
 #include "cpu/compare_avx512.inl"
+#include "cpu/half_avx512.inl"
 #include "cpu/dot_body.inl"
 #include "cpu/pack_body.inl"
+#include "cpu/epilogue_body.inl"
+// clang-format on
 
 }  // namespace
 
-const Kernels kKernelsAvx512 = {"avx512", kDotKernels, kPackKernels};
+const Kernels kKernelsAvx512 = {"avx512", kDotKernels, kEpilogueKernels, kPackKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -10,37 +10,43 @@ BNN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,popcnt")
 namespace bnn_ext::cpu {
 namespace {
 
-struct Sum {
-  using Vector = __m512i;
-  static constexpr int kRows = 6, kBlocks = 4;
-  static constexpr int64_t kCapacity = kUnlimited;
+constexpr int kPlanes = 2, kRows = 2, kVectors = 2, kCapacity = 1 << 16;
 
+#include "cpu/bits_avx512.inl"
+
+inline Bits popcount_step(Bits count, Bits a, Bits w) {
+  return _mm512_add_epi32(count, _mm512_popcnt_epi32(xor_bits(a, w)));
+}
+
+struct Count {
   // Written out: the implicit constructor would be compiled for the baseline.
-  Sum() : count(_mm512_setzero_si512()) {}
+  Count() : fours(_mm512_setzero_si512()) {}
 
-  static inline Vector load(const Word* words) { return _mm512_loadu_si512(words); }
-  static inline Vector broadcast(Word word) { return _mm512_set1_epi32(static_cast<int>(word)); }
-  static inline void hide(Vector& vector) { __asm__ volatile("" : "+v"(vector)); }
+  void add(Bits carries) { fours = _mm512_add_epi32(fours, _mm512_popcnt_epi32(carries)); }
 
-  inline void add(Vector a, Vector w) {
-    count = _mm512_add_epi32(count, _mm512_popcnt_epi32(_mm512_xor_si512(a, w)));
-  }
-  inline void drain(int32_t* sums) {
-    const __m512i twice = _mm512_add_epi32(count, count);
-    _mm512_storeu_si512(sums, _mm512_sub_epi32(_mm512_loadu_si512(sums), twice));
-    count = _mm512_setzero_si512();
+  void store(const Bits (&planes)[kPlanes], Bits base, int32_t* sums) const {
+    const Bits ones = _mm512_popcnt_epi32(planes[0]), twos = _mm512_popcnt_epi32(planes[1]);
+    const Bits pairs = _mm512_add_epi32(_mm512_add_epi32(fours, fours), twos);
+    const Bits total = _mm512_add_epi32(_mm512_add_epi32(pairs, pairs), ones);
+    _mm512_store_si512(sums, _mm512_sub_epi32(base, _mm512_add_epi32(total, total)));
   }
 
-  __m512i count;
+  Bits fours;
 };
 
+// Each uses what those before it define.
+// clang-format off
 #include "cpu/compare_avx512.inl"
+#include "cpu/half_avx512.inl"
 #include "cpu/dot_body.inl"
 #include "cpu/pack_body.inl"
+#include "cpu/epilogue_body.inl"
+// clang-format on
 
 }  // namespace
 
-const Kernels kKernelsAvx512Vpopcnt = {"avx512_vpopcnt", kDotKernels, kPackKernels};
+const Kernels kKernelsAvx512Vpopcnt = {"avx512_vpopcnt", kDotKernels, kEpilogueKernels,
+                                       kPackKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -1,5 +1,7 @@
 // Level "popcnt": x86 with the scalar POPCNT instruction (2008 onwards), no vector extension.
 #if defined(__x86_64__)
+#include <torch/headeronly/util/Half.h>
+
 #include "cpu/kernels.h"
 #include "cpu/target.h"
 
@@ -7,45 +9,51 @@ BNN_TARGET_BEGIN("popcnt")
 namespace bnn_ext::cpu {
 namespace {
 
-struct Sum {
-  struct Vector {
-    Word lane[kBlock];
-  };
-  static constexpr int kRows = 1, kBlocks = 1;
-  static constexpr int64_t kCapacity = kUnlimited;
+constexpr int kLanes = 4, kPlanes = 4, kRows = 1, kVectors = 1, kCapacity = 1 << 16;
 
-  static inline Vector load(const Word* words) {
-    Vector vector;
-    for (int i = 0; i < kBlock; ++i) vector.lane[i] = words[i];
-    return vector;
-  }
-  static inline Vector broadcast(Word word) {
-    Vector vector;
-    for (int i = 0; i < kBlock; ++i) vector.lane[i] = word;
-    return vector;
-  }
-  static inline void hide(Vector& vector) { __asm__ volatile("" : "+m"(vector)); }
+#include "cpu/bits_vector.inl"
 
-  inline void add(const Vector& a, const Vector& w) {
-    for (int i = 0; i < kBlock; ++i) count[i] += __builtin_popcount(a.lane[i] ^ w.lane[i]);
+inline Bits any_bits() {
+  Bits bits;
+  __asm__ volatile("pxor %0, %0" : "=x"(bits));
+  return bits;
+}
+
+inline Bits popcount_step(Bits count, Bits a, Bits w) {
+  const Bits x = a ^ w;
+  for (int lane = 0; lane < kLanes; ++lane) count[lane] += __builtin_popcount(x[lane]);
+  return count;
+}
+
+struct Count {
+  void add(Bits carries) {
+    for (int lane = 0; lane < kLanes; ++lane) last[lane] += __builtin_popcount(carries[lane]);
   }
-  inline void drain(int32_t* sums) {
-    for (int i = 0; i < kBlock; ++i) {
-      sums[i] -= 2 * count[i];
-      count[i] = 0;
+
+  void store(const Bits (&planes)[kPlanes], Bits base, int32_t* sums) const {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      int32_t total = last[lane];
+      for (int p = kPlanes - 1; p >= 0; --p)
+        total = 2 * total + __builtin_popcount(planes[p][lane]);
+      sums[lane] = static_cast<int32_t>(base[lane]) - 2 * total;
     }
   }
 
-  int32_t count[kBlock] = {};
+  int32_t last[kLanes] = {};
 };
 
+// Each uses what those before it define.
+// clang-format off
 #include "cpu/compare_scalar.inl"
+#include "cpu/half_scalar.inl"
 #include "cpu/dot_body.inl"
 #include "cpu/pack_body.inl"
+#include "cpu/epilogue_body.inl"
+// clang-format on
 
 }  // namespace
 
-const Kernels kKernelsPopcnt = {"popcnt", kDotKernels, kPackKernels};
+const Kernels kKernelsPopcnt = {"popcnt", kDotKernels, kEpilogueKernels, kPackKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -35,31 +35,37 @@ Linear prepare(const Tensor& input, const Tensor& weight, int64_t in_features,
   dot.out_channels = weight.size(0);
   dot.tiles = data<Word>(linear.tiles);
   dot.block_words = words * kBlock;
-  dot.taps = {{0, 0}};
-  add_line(dot.lines, {/*first_tap=*/0, /*tap_count=*/1, /*tap_words=*/words,
-                       static_cast<int32_t>(in_features), /*input=*/0, /*input_step=*/words,
-                       /*output=*/0, /*output_step=*/1, /*count=*/rows});
+  add_steps(dot.steps, 0, 0, words);
+  Region region = {};
+  region.step_count = dot.steps.size();
+  region.step_words = step_words(words);
+  region.k = static_cast<int32_t>(in_features);
+  region.height = 1;
+  region.width = rows;
+  region.input_column = words;
+  region.output_column = 1;
+  dot.regions = {region};
   return linear;
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, int64_t in_features,
               const std::optional<Tensor>& tiles) {
   const Linear linear = prepare(input, weight, in_features, tiles);
-  return dot_sums(linear.dot, input, linear.shape);
+  return dot_sums(linear.dot, linear.shape);
 }
 
 Tensor linear_float(const Tensor& input, const Tensor& weight, int64_t in_features,
                     const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
                     ScalarType dtype, const std::optional<Tensor>& tiles) {
   const Linear linear = prepare(input, weight, in_features, tiles);
-  return dot_float(linear.dot, input, linear.shape, scale, bias, dtype);
+  return dot_float(linear.dot, linear.shape, scale, bias, dtype);
 }
 
 Tensor linear_bits(const Tensor& input, const Tensor& weight, int64_t in_features,
                    const Tensor& threshold, const std::optional<Tensor>& flip,
                    const std::optional<Tensor>& tiles) {
   const Linear linear = prepare(input, weight, in_features, tiles);
-  return dot_bits(linear.dot, input, linear.shape, threshold, flip);
+  return dot_bits(linear.dot, linear.shape, threshold, flip);
 }
 
 }  // namespace

@@ -143,7 +143,7 @@ Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
   const auto flips = checked_vector(flip, "flip", word_count(channels), ScalarType::Int);
   std::vector<int64_t> shape = shape_of(input);
   shape.back() = word_count(channels);
-  const Tensor out = new_tensor(input, shape, ScalarType::Int);
+  const Tensor out = new_tensor(shape, ScalarType::Int);
   if (out.numel() == 0) return out;
 
   auto rows = rows_of(input);
@@ -185,7 +185,7 @@ Tensor unpack(const Tensor& packed, int64_t channels, ScalarType dtype) {
   const Tensor source = checked_packed(packed, "packed", channels, -1);
   std::vector<int64_t> shape = shape_of(packed);
   shape.back() = channels;
-  const Tensor out = new_tensor(packed, shape, dtype);
+  const Tensor out = new_tensor(shape, dtype);
   if (channels == 0) return out;
   const Word* from = data<Word>(source);
   const int64_t rows = out.numel() / channels;
@@ -218,7 +218,7 @@ Tensor flatten(const Tensor& packed, int64_t channels) {
   for (int64_t i = 1; i + 1 < packed.dim(); ++i) pixels *= packed.size(i);
   const int64_t images = packed.size(0), words = word_count(channels);
   const int64_t out_words = word_count(pixels * channels);
-  const Tensor out = new_tensor(packed, {images, out_words}, ScalarType::Int);
+  const Tensor out = new_tensor({images, out_words}, ScalarType::Int);
   const Word* from = data<Word>(source);
   Word* to = mutable_data<Word>(out);
   std::fill(to, to + out.numel(), Word{0});

@@ -52,7 +52,7 @@ Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stri
   }
   const Axis &vertical = axes[0], &horizontal = axes[1];
   const Tensor out =
-      new_tensor(input, {input.size(0), vertical.out, horizontal.out, words}, ScalarType::Int);
+      new_tensor({input.size(0), vertical.out, horizontal.out, words}, ScalarType::Int);
 
   const Word* from = data<Word>(source);
   const Word* lowest = data<Word>(minima);

@@ -23,7 +23,8 @@ using torch::stable::Tensor;
 inline Tensor checked(const Tensor& tensor, const char* name, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU like the input");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
-  return torch::stable::contiguous(tensor);
+  // Asked first, since even a contiguous() that does nothing costs a call of the dispatcher.
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 inline Tensor checked_packed(const Tensor& tensor, const char* name, int64_t bits, int64_t rank) {
@@ -57,8 +58,21 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
+// On the CPU. torch::stable::new_empty would go through the dispatcher, which takes longer than a
+// small layer.
+inline Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(shape[i], 1);
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      shape.size(), shape.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), /*device_index=*/0, &handle));
+  return Tensor(handle);
 }
 
 inline std::vector<int64_t> shape_of(const Tensor& tensor) {

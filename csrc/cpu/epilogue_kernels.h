@@ -1,0 +1,60 @@
+// What becomes of a tile of sums: what one CPU level offers.
+#pragma once
+
+#include "cpu/dot_kernels.h"
+
+namespace bnn_ext::cpu {
+
+enum class FloatType { kFloat, kHalf, kBFloat16 };
+
+// One elementwise operation on every value y, in float, rounded once. The numbers are those of
+// bnn_ext/ops.py.
+enum class Operation : int64_t {
+  kMultiply = 0,  // y * operand
+  kAdd = 1,       // y + operand
+  kPrelu = 2,     // y > 0 ? y : y * operand
+  kMaximum = 3,   // y < operand ? operand : y, so that NaN stays
+  kMinimum = 4,   // y > operand ? operand : y
+};
+
+// The operand is one value per output channel or, where `map` is not null, one per output.
+struct Operand {
+  Operation operation;
+  const float* channels;  // readable up to a multiple of kBlock
+  const void* map;        // [positions, all channels] of `type`
+  FloatType type;
+};
+
+struct Epilogue {
+  int64_t channels;  // of all groups: the length of a row of outputs
+  const Operand* operands;
+  int64_t operand_count;
+  void* floats;  // [positions, channels] of `type`, or null
+  FloatType type;
+  Word* bits;              // [positions, words], or null
+  const float* threshold;  // readable up to a multiple of kBlock; used with `bits`
+  const Word* flip;        // or null
+};
+
+// Integer thresholds: bit = (sum >= threshold) ^ invert.
+struct Thresholds {
+  const int32_t* threshold;  // readable up to a multiple of kBlock
+  const Word* invert;        // tail bits 0
+  int64_t channels;
+  Word* bits;  // [positions, words]
+};
+
+struct SumTile {
+  const int32_t* sums;       // [window_count][kTileChannels]
+  const int64_t* positions;  // output position of each window
+  int64_t window_count;
+  int64_t first_channel;  // counted over all groups
+  int64_t channels;       // at most kTileChannels
+};
+
+struct EpilogueKernels {
+  void (*floats)(const Epilogue& epilogue, const SumTile& tile);
+  void (*thresholds)(const Thresholds& thresholds, const SumTile& tile);
+};
+
+}  // namespace bnn_ext::cpu

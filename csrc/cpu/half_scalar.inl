@@ -1,0 +1,9 @@
+// Half precision for the levels without an instruction for it; included inside their regions.
+
+inline void half_to_float(const uint16_t* from, float* to) {
+  using torch::headeronly::Half;
+  for (int lane = 0; lane < kLanes; ++lane) to[lane] = Half(from[lane], Half::from_bits());
+}
+inline void float_to_half(const float* from, uint16_t* to) {
+  for (int lane = 0; lane < kLanes; ++lane) to[lane] = torch::headeronly::Half(from[lane]).x;
+}
