@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bnn_ext import _extension
+from bnn_ext import _extension, reference
 from bnn_ext.reference import words
 
 __all__ = [
@@ -27,9 +27,11 @@ __all__ = [
     "linear",
     "linear_float",
     "linear_bits",
+    "linear_fused",
     "conv2d",
     "conv2d_float",
     "conv2d_bits",
+    "conv2d_fused",
     "max_pool2d",
 ]
 
@@ -40,6 +42,10 @@ _UNPACKED = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.in
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 _Pair = int | Sequence[int]
+
+# A step of an epilogue: its name, and its operand for each output channel or for each output.
+Step = tuple[str, Tensor]
+STEPS = ("multiply", "add", "prelu", "maximum", "minimum")  # numbered as in epilogue_kernels.h
 
 
 # --- argument checks ------------------------------------------------------------------------------
@@ -76,11 +82,15 @@ def _check_vector(
     _check_tensor(name, tensor, (dtype,), rank=1)
     if tensor.shape[0] != length:
         raise ValueError(f"{name} must have {length} elements, found {tensor.shape[0]}")
+    _check_no_gradient(name, tensor)
+    _check_device(name, tensor, device)
+
+
+def _check_no_gradient(name: str, tensor: Tensor) -> None:
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{name} must not require a gradient, since packed operators have none; detach() it"
         )
-    _check_device(name, tensor, device)
 
 
 def _check_flip(name: str, flip: Tensor | None, channels: int, device: torch.device) -> None:
@@ -148,6 +158,43 @@ def _check_tiles(tiles: Tensor | None, weight: Tensor, groups: int) -> None:
             f"found {tuple(tiles.shape)}"
         )
     _check_device("tiles", tiles, weight.device)
+
+
+def _check_fused(
+    steps: Sequence[Step],
+    dtype: torch.dtype | None,
+    threshold: Tensor | None,
+    flip: Tensor | None,
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> tuple[list[int], list[Tensor]]:
+    """Checks what finishes outputs of `shape`; returns the operations' numbers and operands."""
+    channels = shape[-1]
+    for name, operand in steps:
+        if name not in STEPS:
+            raise ValueError(f"steps must be named {', '.join(STEPS)}, found {name!r}")
+        what = f"the operand of {name!r} in steps"
+        if isinstance(operand, Tensor) and operand.dim() == 1:
+            _check_vector(what, operand, channels, torch.float32, device)
+            continue
+        _check_tensor(what, operand, _FLOATS)
+        if tuple(operand.shape) != shape:
+            raise ValueError(
+                f"{what} must have {channels} elements or the output's shape {shape}, "
+                f"found shape {tuple(operand.shape)}"
+            )
+        _check_no_gradient(what, operand)
+        _check_device(what, operand, device)
+    if dtype is None and threshold is None:
+        raise ValueError("dtype or threshold must be given, found None for both")
+    if dtype is not None:
+        _check_dtype("dtype", dtype, _FLOATS)
+    if threshold is not None:
+        _check_vector("threshold", threshold, channels, torch.float32, device)
+    elif flip is not None:
+        raise ValueError("flip needs a threshold, found threshold=None")
+    _check_flip("flip", flip, channels, device)
+    return [STEPS.index(name) for name, _ in steps], [operand for _, operand in steps]
 
 
 # --- shapes ---------------------------------------------------------------------------------------
@@ -295,6 +342,49 @@ def _(weight: Tensor, groups: int = 1) -> Tensor:
     return weight.new_empty(_tiles_shape(weight, groups))
 
 
+# --- what the fused operators share ---------------------------------------------------------------
+
+
+def _floats_and_bits(
+    results: list[Tensor], dtype: torch.dtype | None, threshold: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    floats = None if dtype is None else results[0]
+    return floats, None if threshold is None else results[-1]
+
+
+def _empty_results(
+    input: Tensor,
+    shape: Sequence[int],
+    channels: int,
+    dtype: torch.dtype | None,
+    threshold: Tensor | None,
+) -> list[Tensor]:
+    results = []
+    if dtype is not None:
+        results.append(input.new_empty((*shape, channels), dtype=dtype))
+    if threshold is not None:
+        results.append(input.new_empty((*shape, words(channels))))
+    return results
+
+
+def _finish(
+    sums: Tensor,
+    operations: Sequence[int],
+    operands: Sequence[Tensor],
+    dtype: torch.dtype | None,
+    threshold: Tensor | None,
+    flip: Tensor | None,
+) -> list[Tensor]:
+    """The epilogue in torch's own operators, for devices without a kernel for it."""
+    steps = [(STEPS[number], operand) for number, operand in zip(operations, operands, strict=True)]
+    y, _ = reference.finish(sums, steps, dtype or torch.float32, None, None)
+    assert y is not None
+    results = [] if dtype is None else [y]
+    if threshold is not None:
+        results.append(torch.ops.bnn_ext.pack(y, threshold, flip))
+    return results
+
+
 # --- linear ---------------------------------------------------------------------------------------
 
 
@@ -409,6 +499,78 @@ def _(
     tiles: Tensor | None = None,
 ) -> Tensor:
     return input.new_empty((*input.shape[:-1], words(weight.shape[0])))
+
+
+def linear_fused(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    steps: Sequence[Step] = (),
+    dtype: torch.dtype | None = torch.float32,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+    *,
+    tiles: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Sums as floats after elementwise steps, as packed bits, or both from one pass.
+
+    The sums become float32; each step is one operation on them, rounded once:
+
+    - `("multiply", operand)`, `("add", operand)`: scales, biases, residual connections;
+    - `("prelu", slope)`: `y if y > 0 else y * slope`;
+    - `("maximum", low)`, `("minimum", high)`: the bounds of a clip; NaN stays.
+
+    Args:
+        input, weight, in_features, tiles: as for `linear`.
+        steps: in this order. An operand is float32 `[out]`, or has the output's shape and is
+            float32, float16 or bfloat16.
+        dtype: of the floats: float32, float16 or bfloat16; None gives none.
+        threshold: float32 `[out]` for the bits `y >= threshold`, of y as rounded to `dtype`; None
+            gives none.
+        flip: packed `[ceil(out / 32)]`; where its bit is set, a bit is `y <= threshold`.
+
+    Returns:
+        `[..., out]` of `dtype` or None; packed `[..., ceil(out / 32)]` or None.
+    """
+    _check_linear(input, weight, in_features, tiles)
+    shape = (*input.shape[:-1], weight.shape[0])
+    operations, operands = _check_fused(steps, dtype, threshold, flip, shape, input.device)
+    results = torch.ops.bnn_ext.linear_fused(
+        input, weight, in_features, operations, operands, dtype, threshold, flip, tiles
+    )
+    return _floats_and_bits(results, dtype, threshold)
+
+
+@torch.library.register_fake("bnn_ext::linear_fused")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    operations: Sequence[int],
+    operands: Sequence[Tensor],
+    dtype: torch.dtype | None,
+    threshold: Tensor | None,
+    flip: Tensor | None,
+    tiles: Tensor | None = None,
+) -> list[Tensor]:
+    shape = input.shape[:-1]
+    return _empty_results(input, shape, weight.shape[0], dtype, threshold)
+
+
+@torch.library.impl("bnn_ext::linear_fused", "CUDA")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    operations: Sequence[int],
+    operands: Sequence[Tensor],
+    dtype: torch.dtype | None,
+    threshold: Tensor | None,
+    flip: Tensor | None,
+    tiles: Tensor | None = None,
+) -> list[Tensor]:
+    sums = torch.ops.bnn_ext.linear(input, weight, in_features)
+    return _finish(sums, operations, operands, dtype, threshold, flip)
 
 
 # --- convolution ----------------------------------------------------------------------------------
@@ -650,6 +812,101 @@ def _(
 ) -> Tensor:
     shape = _conv2d_shape(input, weight, stride, padding, dilation)
     return input.new_empty((*shape, words(weight.shape[0])))
+
+
+def conv2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    pad_value: int = 0,
+    steps: Sequence[Step] = (),
+    dtype: torch.dtype | None = torch.float32,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+    *,
+    tiles: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """`conv2d` with the epilogue of `linear_fused`: floats after elementwise steps, bits, or both.
+
+    Args:
+        input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles: as for
+            `conv2d`.
+        steps, dtype, threshold, flip: as for `linear_fused`; an operand of the output's shape is
+            `[N, H', W', out]`.
+
+    Returns:
+        `[N, H', W', out]` of `dtype` or None; packed `[N, H', W', ceil(out / 32)]` or None.
+    """
+    stride, padding, dilation = _check_conv2d(
+        input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles
+    )
+    shape = (*_conv2d_shape(input, weight, stride, padding, dilation), weight.shape[0])
+    operations, operands = _check_fused(steps, dtype, threshold, flip, shape, input.device)
+    results = torch.ops.bnn_ext.conv2d_fused(
+        input,
+        weight,
+        in_channels,
+        stride,
+        padding,
+        dilation,
+        groups,
+        pad_value,
+        operations,
+        operands,
+        dtype,
+        threshold,
+        flip,
+        tiles,
+    )
+    return _floats_and_bits(results, dtype, threshold)
+
+
+@torch.library.register_fake("bnn_ext::conv2d_fused")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pad_value: int,
+    operations: Sequence[int],
+    operands: Sequence[Tensor],
+    dtype: torch.dtype | None,
+    threshold: Tensor | None,
+    flip: Tensor | None,
+    tiles: Tensor | None = None,
+) -> list[Tensor]:
+    shape = _conv2d_shape(input, weight, stride, padding, dilation)
+    return _empty_results(input, shape, weight.shape[0], dtype, threshold)
+
+
+@torch.library.impl("bnn_ext::conv2d_fused", "CUDA")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pad_value: int,
+    operations: Sequence[int],
+    operands: Sequence[Tensor],
+    dtype: torch.dtype | None,
+    threshold: Tensor | None,
+    flip: Tensor | None,
+    tiles: Tensor | None = None,
+) -> list[Tensor]:
+    sums = torch.ops.bnn_ext.conv2d(
+        input, weight, in_channels, stride, padding, dilation, groups, pad_value
+    )
+    return _finish(sums, operations, operands, dtype, threshold, flip)
 
 
 # --- pooling --------------------------------------------------------------------------------------

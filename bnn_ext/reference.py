@@ -6,6 +6,8 @@ and arguments are those of `bnn_ext.ops`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,6 +77,39 @@ def finish_float(
     return out.to(dtype)
 
 
+def apply_step(y: Tensor, name: str, operand: Tensor) -> Tensor:
+    """One step of an epilogue on float32 values; `operand` broadcasts against them."""
+    operand = operand.float()
+    if name == "multiply":
+        return y * operand
+    if name == "add":
+        return y + operand
+    if name == "prelu":
+        return torch.where(y > 0, y, y * operand)
+    if name == "maximum":
+        return torch.where(y < operand, operand, y)  # NaN stays
+    if name == "minimum":
+        return torch.where(y > operand, operand, y)
+    raise ValueError(f"no step is named {name!r}")
+
+
+def finish(
+    sums: Tensor,
+    steps: Sequence[tuple[str, Tensor]],
+    dtype: torch.dtype | None,
+    threshold: Tensor | None,
+    flip: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The steps on `sums` in float32; the values in `dtype`; the bits of those."""
+    y = sums.float()
+    for name, operand in steps:
+        y = apply_step(y, name, operand)
+    if dtype is not None:
+        y = y.to(dtype)
+    bits = None if threshold is None else pack_bits(compare(y.float(), threshold, flip))
+    return (None if dtype is None else y), bits
+
+
 def linear(input: Tensor, weight: Tensor, in_features: int) -> Tensor:
     x, w = unpack(input, in_features, torch.float64), unpack(weight, in_features, torch.float64)
     return F.linear(x, w).to(torch.int32)
@@ -95,6 +130,18 @@ def linear_bits(
     input: Tensor, weight: Tensor, in_features: int, threshold: Tensor, flip: Tensor | None = None
 ) -> Tensor:
     return pack_bits(compare(linear(input, weight, in_features), threshold, flip))
+
+
+def linear_fused(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    steps: Sequence[tuple[str, Tensor]] = (),
+    dtype: torch.dtype | None = torch.float32,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    return finish(linear(input, weight, in_features), steps, dtype, threshold, flip)
 
 
 def conv2d(
@@ -146,6 +193,24 @@ def conv2d_bits(
 ) -> Tensor:
     sums = conv2d(input, weight, in_channels, stride, padding, dilation, groups, pad_value)
     return pack_bits(compare(sums, threshold, flip))
+
+
+def conv2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+    steps: Sequence[tuple[str, Tensor]] = (),
+    dtype: torch.dtype | None = torch.float32,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    sums = conv2d(input, weight, in_channels, stride, padding, dilation, groups, pad_value)
+    return finish(sums, steps, dtype, threshold, flip)
 
 
 def max_pool2d(

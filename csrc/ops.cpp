@@ -23,6 +23,10 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
   m.def(
       "linear_bits(Tensor input, Tensor weight, int in_features, Tensor threshold, Tensor? flip, "
       "Tensor? tiles=None) -> Tensor");
+  m.def(
+      "linear_fused(Tensor input, Tensor weight, int in_features, int[] operations, "
+      "Tensor[] operands, ScalarType? dtype, Tensor? threshold, Tensor? flip, Tensor? tiles=None) "
+      "-> Tensor[]");
 
   m.def(
       "conv2d(Tensor input, Tensor weight, int in_channels, int[2] stride, int[2] padding, "
@@ -35,6 +39,10 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
       "conv2d_bits(Tensor input, Tensor weight, int in_channels, int[2] stride, int[2] padding, "
       "int[2] dilation, int groups, int pad_value, Tensor threshold, Tensor? flip, "
       "Tensor? tiles=None) -> Tensor");
+  m.def(
+      "conv2d_fused(Tensor input, Tensor weight, int in_channels, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups, int pad_value, int[] operations, Tensor[] operands, "
+      "ScalarType? dtype, Tensor? threshold, Tensor? flip, Tensor? tiles=None) -> Tensor[]");
 
   m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, "

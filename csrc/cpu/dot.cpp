@@ -144,7 +144,7 @@ std::vector<T> padded(const T* values, int64_t count) {
 }  // namespace
 
 Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape) {
-  const int64_t channels = dot.groups * dot.out_channels;
+  const int64_t channels = channels_of(dot);
   shape.push_back(channels);
   const Tensor out = new_tensor(shape, ScalarType::Int);
   int32_t* to = mutable_data<int32_t>(out);
@@ -156,57 +156,99 @@ Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape) {
   return out;
 }
 
-Tensor dot_float(const Dot& dot, std::vector<int64_t> shape, const std::optional<Tensor>& scale,
-                 const std::optional<Tensor>& bias, ScalarType dtype) {
-  const int64_t channels = dot.groups * dot.out_channels;
-  const auto scales = checked_vector(scale, "scale", channels, ScalarType::Float);
-  const auto biases = checked_vector(bias, "bias", channels, ScalarType::Float);
-  std::vector<std::vector<float>> values;
-  std::vector<Operand> operands;
-  for (const auto& [operation, tensor] :
-       {std::pair(Operation::kMultiply, scales), std::pair(Operation::kAdd, biases)})
-    if (tensor) {
-      values.push_back(padded(data<float>(*tensor), channels));
-      operands.push_back({operation, values.back().data(), nullptr, FloatType::kFloat});
-    }
+std::vector<Tensor> dot_fused(const Dot& dot, std::vector<int64_t> shape,
+                              const std::vector<int64_t>& operations,
+                              const std::vector<Tensor>& operands,
+                              const std::optional<ScalarType>& dtype,
+                              const std::optional<Tensor>& threshold,
+                              const std::optional<Tensor>& flip) {
+  const int64_t channels = channels_of(dot);
+  STD_TORCH_CHECK(operations.size() == operands.size(), "operations and operands differ in number");
+  STD_TORCH_CHECK(dtype || threshold, "dtype or threshold must be given");
+  STD_TORCH_CHECK(threshold || !flip, "flip needs a threshold");
+  const auto thresholds = checked_vector(threshold, "threshold", channels, ScalarType::Float);
+  const auto flips = checked_vector(flip, "flip", word_count(channels), ScalarType::Int);
+  std::vector<int64_t> bits_shape = shape;
+  bits_shape.push_back(word_count(channels));
   shape.push_back(channels);
-  const Tensor out = new_tensor(shape, dtype);
+
+  std::vector<std::vector<float>> vectors;  // these two keep the memory that `steps` points to
+  std::vector<Tensor> maps;
+  std::vector<Operand> steps;
+  for (size_t i = 0; i < operations.size(); ++i) {
+    STD_TORCH_CHECK(0 <= operations[i] && operations[i] < kOperations, "unknown operation ",
+                    operations[i]);
+    Operand step = {static_cast<Operation>(operations[i]), nullptr, nullptr, FloatType::kFloat};
+    if (operands[i].dim() == 1) {
+      const Tensor vector = *checked_vector(operands[i], "operand", channels, ScalarType::Float);
+      vectors.push_back(padded(data<float>(vector), channels));
+      step.channels = vectors.back().data();
+    } else {
+      STD_TORCH_CHECK(shape_of(operands[i]) == shape, "operand must have the output's shape");
+      maps.push_back(checked(operands[i], "operand", operands[i].scalar_type()));
+      step.type = float_type(operands[i].scalar_type(), "operand");
+      step.map = maps.back().const_data_ptr();
+    }
+    steps.push_back(step);
+  }
+
   Epilogue epilogue = {};
   epilogue.channels = channels;
-  epilogue.operands = operands.data();
-  epilogue.operand_count = operands.size();
-  epilogue.floats = out.mutable_data_ptr();
-  epilogue.type = float_type(dtype, "dtype");
+  epilogue.operands = steps.data();
+  epilogue.operand_count = steps.size();
+  // Where a group's bits start inside another group's word, whole rows are compared afterwards.
+  const bool apart = threshold && dot.groups > 1 && dot.out_channels % kWordBits != 0;
+  std::optional<Tensor> floats, bits;
+  if (dtype || apart) {
+    floats = new_tensor(shape, dtype.value_or(ScalarType::Float));
+    epilogue.floats = floats->mutable_data_ptr();
+    epilogue.type = float_type(floats->scalar_type(), "dtype");
+  }
+  std::vector<float> at_least;
+  if (threshold && !apart) {
+    bits = new_tensor(bits_shape, ScalarType::Int);
+    at_least = padded(data<float>(*thresholds), channels);
+    epilogue.bits = mutable_data<Word>(*bits);
+    epilogue.threshold = at_least.data();
+    epilogue.flip = data<Word>(flips);
+  }
   const EpilogueKernels& level = kernels().epilogue;
   run(dot, [&](const SumTile& tile) { level.floats(epilogue, tile); });
-  return out;
+  if (apart) bits = pack(*floats, thresholds, flips);
+
+  std::vector<Tensor> results;
+  if (dtype) results.push_back(*floats);
+  if (threshold) results.push_back(*bits);
+  return results;
+}
+
+Tensor dot_float(const Dot& dot, std::vector<int64_t> shape, const std::optional<Tensor>& scale,
+                 const std::optional<Tensor>& bias, ScalarType dtype) {
+  std::vector<int64_t> operations;
+  std::vector<Tensor> operands;
+  if (scale) {
+    operations.push_back(static_cast<int64_t>(Operation::kMultiply));
+    operands.push_back(*checked_vector(scale, "scale", channels_of(dot), ScalarType::Float));
+  }
+  if (bias) {
+    operations.push_back(static_cast<int64_t>(Operation::kAdd));
+    operands.push_back(*checked_vector(bias, "bias", channels_of(dot), ScalarType::Float));
+  }
+  return dot_fused(dot, std::move(shape), operations, operands, dtype, std::nullopt,
+                   std::nullopt)[0];
 }
 
 Tensor dot_bits(const Dot& dot, std::vector<int64_t> shape, const Tensor& threshold,
                 const std::optional<Tensor>& flip) {
-  const int64_t channels = dot.groups * dot.out_channels;
+  const int64_t channels = channels_of(dot);
   const Tensor thresholds = *checked_vector(threshold, "threshold", channels, ScalarType::Int);
   const auto flips = checked_vector(flip, "flip", word_count(channels), ScalarType::Int);
   const int32_t* t = data<int32_t>(thresholds);
   const Word* f = data<Word>(flips);
 
-  if (dot.groups > 1 && dot.out_channels % kWordBits != 0) {
-    // A group's bits start inside another group's word: compare whole rows of sums afterwards.
-    const PackKernels& level = kernels().pack;
-    const Tensor sums = dot_sums(dot, shape);
-    shape.push_back(word_count(channels));
-    const Tensor out = new_tensor(shape, ScalarType::Int);
-    const int32_t* from = data<int32_t>(sums);
-    Word* to = mutable_data<Word>(out);
-    const int64_t rows = dot.images * dot.positions;
-    torch::stable::parallel_for(0, rows, grain_for(rows, rows * channels, 1 << 15),
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t row = begin; row < end; ++row)
-                                    level.compare_int(from + row * channels, channels, t, f,
-                                                      to + row * word_count(channels));
-                                });
-    return out;
-  }
+  // Where a group's bits start inside another group's word, whole rows are compared afterwards.
+  if (dot.groups > 1 && dot.out_channels % kWordBits != 0)
+    return pack(dot_sums(dot, std::move(shape)), thresholds, flips);
 
   // sum <= t is not (sum >= t + 1), and always true for the greatest t.
   constexpr int32_t kGreatest = std::numeric_limits<int32_t>::max();

@@ -56,12 +56,22 @@ inline void add_steps(std::vector<Step>& steps, int64_t input, int64_t weight, i
     steps.push_back({input + word, (weight + word) * kBlock});
 }
 
-// The outputs, [positions, groups * out_channels] each. `shape` is the shape of the result without
-// its last dimension.
+inline int64_t channels_of(const Dot& dot) { return dot.groups * dot.out_channels; }
+
+// The outputs, [positions, channels_of(dot)] each. `shape` is the shape of the result without its
+// last dimension.
 Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape);
 Tensor dot_float(const Dot& dot, std::vector<int64_t> shape, const std::optional<Tensor>& scale,
                  const std::optional<Tensor>& bias, ScalarType dtype);
 Tensor dot_bits(const Dot& dot, std::vector<int64_t> shape, const Tensor& threshold,
                 const std::optional<Tensor>& flip);
+
+// Floats if there is a dtype, then bits if there is a threshold.
+std::vector<Tensor> dot_fused(const Dot& dot, std::vector<int64_t> shape,
+                              const std::vector<int64_t>& operations,
+                              const std::vector<Tensor>& operands,
+                              const std::optional<ScalarType>& dtype,
+                              const std::optional<Tensor>& threshold,
+                              const std::optional<Tensor>& flip);
 
 }  // namespace bnn_ext::cpu

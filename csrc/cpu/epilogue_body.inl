@@ -16,26 +16,17 @@ inline Vector load_vector(const T* from) {
   return vector;
 }
 
-// `count` <= kLanes values starting at `index`; nothing behind them is read.
-inline Floats load_map(const Operand& operand, int64_t index, int64_t count) {
-  if (operand.type == FloatType::kFloat) {
-    const float* from = static_cast<const float*>(operand.map) + index;
-    if (count == kLanes) return load_vector<Floats>(from);
-    Floats values = {};
-    __builtin_memcpy(&values, from, count * sizeof(float));
-    return values;
-  }
-  const uint16_t* from = static_cast<const uint16_t*>(operand.map) + index;
-  Halves halves = {};
-  if (count == kLanes)
-    halves = load_vector<Halves>(from);
-  else
-    __builtin_memcpy(&halves, from, count * sizeof(uint16_t));
-  if (operand.type == FloatType::kBFloat16)
+inline Floats to_floats(Halves halves, FloatType type) {
+  if (type == FloatType::kBFloat16)
     return reinterpret_cast<Floats>(__builtin_convertvector(halves, Words) << 16);
   Floats values;
   half_to_float(reinterpret_cast<const uint16_t*>(&halves), reinterpret_cast<float*>(&values));
   return values;
+}
+
+template <typename T, typename Vector>
+inline void store_vector(T* to, Vector vector) {
+  __builtin_memcpy(to, &vector, sizeof vector);
 }
 
 inline Halves to_bfloat16(Floats values) {
@@ -45,85 +36,140 @@ inline Halves to_bfloat16(Floats values) {
   return __builtin_convertvector(values == values ? rounded : quiet, Halves);
 }
 
-inline void store_values(const Epilogue& epilogue, int64_t index, int64_t count, Floats values) {
-  if (epilogue.type == FloatType::kFloat) {
-    float* to = static_cast<float*>(epilogue.floats) + index;
-    if (count == kLanes)
-      __builtin_memcpy(to, &values, sizeof values);
-    else
-      __builtin_memcpy(to, &values, count * sizeof(float));
-    return;
-  }
-  uint16_t* to = static_cast<uint16_t*>(epilogue.floats) + index;
+inline Halves to_halves(Floats values, FloatType type) {
+  if (type == FloatType::kBFloat16) return to_bfloat16(values);
   Halves halves;
-  if (epilogue.type == FloatType::kBFloat16)
-    halves = to_bfloat16(values);
-  else
-    float_to_half(reinterpret_cast<const float*>(&values), reinterpret_cast<uint16_t*>(&halves));
-  if (count == kLanes)
-    __builtin_memcpy(to, &halves, sizeof halves);
-  else
-    __builtin_memcpy(to, &halves, count * sizeof(uint16_t));
+  float_to_half(reinterpret_cast<const float*>(&values), reinterpret_cast<uint16_t*>(&halves));
+  return halves;
 }
 
-inline Floats apply(Operation operation, Floats y, Floats operand) {
-  switch (operation) {
-    case Operation::kMultiply:
-      return y * operand;
-    case Operation::kAdd:
-      return y + operand;
-    case Operation::kPrelu:
-      return y > 0.0f ? y : y * operand;
-    case Operation::kMaximum:
-      return y < operand ? operand : y;
-    case Operation::kMinimum:
-      return y > operand ? operand : y;
+// Rows of a tile are as long as kTileChannels; lanes past the last channel hold anything.
+typedef float Row[kTileChannels];
+
+// A whole row, as most are, without a call of memcpy.
+template <typename T>
+inline void copy_row(T* to, const T* from, int64_t channels) {
+  if (channels == kTileChannels)
+    __builtin_memcpy(to, from, kTileChannels * sizeof(T));
+  else
+    __builtin_memcpy(to, from, channels * sizeof(T));
+}
+
+// One row of an operand that has a value per output.
+inline void load_row(const Operand& operand, int64_t index, int64_t channels, Row& row) {
+  if (operand.type == FloatType::kFloat) {
+    copy_row(row, static_cast<const float*>(operand.map) + index, channels);
+    return;
   }
-  return y;
+  uint16_t halves[kTileChannels];
+  copy_row(halves, static_cast<const uint16_t*>(operand.map) + index, channels);
+  for (int64_t lane = 0; lane < channels; lane += kLanes)
+    store_vector(row + lane, to_floats(load_vector<Halves>(halves + lane), operand.type));
+}
+
+// Rounds the values of half precision in `row` too.
+inline void store_row(const Epilogue& epilogue, int64_t index, int64_t channels, Row& row) {
+  if (epilogue.type == FloatType::kFloat) {
+    copy_row(static_cast<float*>(epilogue.floats) + index, row, channels);
+    return;
+  }
+  uint16_t halves[kTileChannels];
+  for (int64_t lane = 0; lane < channels; lane += kLanes) {
+    const Halves rounded = to_halves(load_vector<Floats>(row + lane), epilogue.type);
+    store_vector(halves + lane, rounded);
+    store_vector(row + lane, to_floats(rounded, epilogue.type));
+  }
+  copy_row(static_cast<uint16_t*>(epilogue.floats) + index, halves, channels);
+}
+
+// value = function(value, operand) for all values of a tile. One operand at a time over the whole
+// tile, which is in the L1 cache: so nothing is decided in the inner loops.
+template <typename Function>
+void update(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Operand& operand,
+            Function function) {
+  if (!operand.map) {
+    const float* values = operand.channels + tile.first_channel;
+    for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
+      const Floats x = load_vector<Floats>(values + lane);
+      for (int64_t i = 0; i < tile.window_count; ++i)
+        store_vector(rows[i] + lane, function(load_vector<Floats>(rows[i] + lane), x));
+    }
+    return;
+  }
+  for (int64_t i = 0; i < tile.window_count; ++i) {
+    Row values;
+    load_row(operand, tile.positions[i] * epilogue.channels + tile.first_channel, tile.channels,
+             values);
+    for (int64_t lane = 0; lane < tile.channels; lane += kLanes)
+      store_vector(rows[i] + lane, function(load_vector<Floats>(rows[i] + lane),
+                                            load_vector<Floats>(values + lane)));
+  }
+}
+
+void apply(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Operand& operand) {
+  const auto by = [&](auto function) { update(tile, rows, epilogue, operand, function); };
+  switch (operand.operation) {
+    case Operation::kMultiply:
+      return by([](Floats y, Floats x) { return y * x; });
+    case Operation::kAdd:
+      return by([](Floats y, Floats x) { return y + x; });
+    case Operation::kPrelu:
+      return by([](Floats y, Floats x) { return y > 0.0f ? y : y * x; });
+    case Operation::kMaximum:
+      return by([](Floats y, Floats x) { return y < x ? x : y; });
+    case Operation::kMinimum:
+      return by([](Floats y, Floats x) { return y > x ? x : y; });
+  }
+}
+
+// Packs x >= threshold for one row.
+template <typename T>
+inline void compare_row(const T* x, int64_t channels, const T* threshold, Word* out) {
+  for (int64_t lane = 0; lane < channels; lane += kWordBits) {
+    Word bits = compare16(x + lane, threshold + lane, false);
+    if (channels - lane > kBlock)
+      bits |= compare16(x + lane + kBlock, threshold + lane + kBlock, false) << kBlock;
+    *out++ = bits & low_bits(channels - lane);
+  }
 }
 
 void floats(const Epilogue& epilogue, const SumTile& tile) {
   const int64_t row_words = word_count(epilogue.channels);
   const int64_t first_word = tile.first_channel / kWordBits;
   const Word* flip = epilogue.flip ? epilogue.flip + first_word : nullptr;
-  for (int64_t window = 0; window < tile.window_count; ++window) {
-    const int32_t* sums = tile.sums + window * kTileChannels;
-    const int64_t position = tile.positions[window];
-    float row[kTileChannels];
+
+  alignas(64) Row rows[kTileWindows];
+  for (int64_t i = 0; i < tile.window_count; ++i)
     for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
-      const int64_t channel = tile.first_channel + lane;
-      const int64_t index = position * epilogue.channels + channel;
-      const int64_t count = tile.channels - lane < kLanes ? tile.channels - lane : kLanes;
-      Floats y = __builtin_convertvector(load_vector<Ints>(sums + lane), Floats);
-      for (int64_t i = 0; i < epilogue.operand_count; ++i) {
-        const Operand& operand = epilogue.operands[i];
-        const Floats values = operand.map ? load_map(operand, index, count)
-                                          : load_vector<Floats>(operand.channels + channel);
-        y = apply(operand.operation, y, values);
-      }
-      if (epilogue.floats) store_values(epilogue, index, count, y);
-      if (epilogue.bits) __builtin_memcpy(row + lane, &y, sizeof y);
+      const Ints sums = load_vector<Ints>(tile.sums + i * kTileChannels + lane);
+      store_vector(rows[i] + lane, __builtin_convertvector(sums, Floats));
     }
-    if (epilogue.bits)
-      compare<float>(row, tile.channels, epilogue.threshold + tile.first_channel, flip,
-                     epilogue.bits + position * row_words + first_word);
+  for (int64_t i = 0; i < epilogue.operand_count; ++i)
+    apply(tile, rows, epilogue, epilogue.operands[i]);
+  for (int64_t i = 0; i < tile.window_count; ++i) {
+    const int64_t position = tile.positions[i];
+    if (epilogue.floats)
+      store_row(epilogue, position * epilogue.channels + tile.first_channel, tile.channels,
+                rows[i]);
+    if (!epilogue.bits) continue;
+    const float* threshold = epilogue.threshold + tile.first_channel;
+    Word* bits = epilogue.bits + position * row_words + first_word;
+    if (flip)
+      compare<float>(rows[i], tile.channels, threshold, flip, bits);
+    else
+      compare_row(rows[i], tile.channels, threshold, bits);
   }
 }
 
 void thresholds(const Thresholds& thresholds, const SumTile& tile) {
   const int64_t row_words = word_count(thresholds.channels);
   const int64_t first_word = tile.first_channel / kWordBits;
-  for (int64_t window = 0; window < tile.window_count; ++window) {
-    const int32_t* sums = tile.sums + window * kTileChannels;
-    const int32_t* threshold = thresholds.threshold + tile.first_channel;
-    Word* out = thresholds.bits + tile.positions[window] * row_words + first_word;
-    for (int64_t lane = 0; lane < tile.channels; lane += kWordBits) {
-      Word bits = compare16(sums + lane, threshold + lane, false);
-      if (tile.channels - lane > kBlock)
-        bits |= compare16(sums + lane + kBlock, threshold + lane + kBlock, false) << kBlock;
-      const int64_t word = lane / kWordBits;
-      out[word] = (bits & low_bits(tile.channels - lane)) ^ thresholds.invert[first_word + word];
-    }
+  for (int64_t i = 0; i < tile.window_count; ++i) {
+    Word* out = thresholds.bits + tile.positions[i] * row_words + first_word;
+    compare_row(tile.sums + i * kTileChannels, tile.channels,
+                thresholds.threshold + tile.first_channel, out);
+    for (int64_t word = 0; word < word_count(tile.channels); ++word)
+      out[word] ^= thresholds.invert[first_word + word];
   }
 }
 

@@ -16,6 +16,7 @@ enum class Operation : int64_t {
   kMaximum = 3,   // y < operand ? operand : y, so that NaN stays
   kMinimum = 4,   // y > operand ? operand : y
 };
+constexpr int64_t kOperations = 5;
 
 // The operand is one value per output channel or, where `map` is not null, one per output.
 struct Operand {
@@ -31,7 +32,7 @@ struct Epilogue {
   int64_t operand_count;
   void* floats;  // [positions, channels] of `type`, or null
   FloatType type;
-  Word* bits;              // [positions, words], or null
+  Word* bits;              // [positions, words] of the values as stored, or null
   const float* threshold;  // readable up to a multiple of kBlock; used with `bits`
   const Word* flip;        // or null
 };

@@ -131,6 +131,8 @@ void pack_as(const Tensor& input, const Rows& rows, const std::optional<Tensor>&
     pack_columns<T, Value>(data<T>(input), rows, compare, out);
 }
 
+}  // namespace
+
 Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
             const std::optional<Tensor>& flip) {
   STD_TORCH_CHECK(input.dim() > 0, "input must have at least 1 dimension");
@@ -168,6 +170,8 @@ Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
   }
   return out;
 }
+
+namespace {
 
 template <typename T>
 void unpack_as(const Word* from, int64_t rows, int64_t channels, T* to) {

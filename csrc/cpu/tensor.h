@@ -81,6 +81,10 @@ inline std::vector<int64_t> shape_of(const Tensor& tensor) {
   return shape;
 }
 
+// pack.cpp: the operator of that name.
+Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
+            const std::optional<Tensor>& flip);
+
 // A grain for parallel_for such that a thread gets at least `least` units of work, when `total`
 // units are spread evenly over `tasks`.
 inline int64_t grain_for(int64_t tasks, int64_t total, int64_t least) {
