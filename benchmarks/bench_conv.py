@@ -1,142 +1,144 @@
-"""Packed 3x3 convolutions against their limit, the register peak, and against torch in float32."""
+"""Packed convolutions against the register peak and against the peers."""
 
 from __future__ import annotations
 
-import argparse
 import functools
-import importlib.util
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import openvino_binary
 import torch
-import torch.nn.functional as F
-from timing import RESULTS, Implementation, measure, register_peak, result, write_results
-from torch import Tensor
+from peers import Peers, Work, float_peers
+from results import Run, parser
+from timing import Implementation, at_levels
+from torch import Tensor, nn
 
-from bnn_ext import _C, ops, reference
-
-SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels in and out; height and width
-HEADER = f"{'shape':<14}{'implementation':<30}{'output':<9}{'ms':>9}{'spread':>8}"
-HEADER += f"{'GMAC/s':>9}{'of peak':>9}{'x torch':>9}"
+from bnn_ext import ops, reference
 
 
-class Problem(NamedTuple):
-    """A convolution with padding 1 of random signs: as floats, NCHW, and as packed bits, NHWC."""
+class Shape(NamedTuple):
+    """One convolution; `padding` keeps the size at stride 1."""
 
-    x: Tensor  # [N, C, H, W]
-    weight: Tensor  # [C, C, 3, 3]
-    packed_x: Tensor  # [N, H, W, words]
-    packed_weight: Tensor  # [C, 3, 3, words]
-    macs: int  # without those of the padding
+    in_channels: int
+    out_channels: int
+    size: int  # height and width of the input
+    kernel: int = 3
+    stride: int = 1
+    groups: int = 1
 
+    @property
+    def padding(self) -> int:
+        return self.kernel // 2
 
-def make_problem(batch: int, channels: int, size: int) -> Problem:
-    x = reference.sign(torch.randn(batch, channels, size, size))
-    weight = reference.sign(torch.randn(channels, channels, 3, 3))
-    packed_x = ops.pack(x.permute(0, 2, 3, 1))
-    packed_weight = ops.pack(weight.permute(0, 2, 3, 1))
-    taps = (3 * size - 2) ** 2  # of all windows together: 3 per row and column, 2 at the ends
-    macs = batch * taps * channels * channels
-    problem = Problem(x, weight, packed_x, packed_weight, macs)
+    @property
+    def macs(self) -> int:
+        """Of one image, without the products that meet the padding."""
+        starts = range(-self.padding, self.size + self.padding - self.kernel + 1, self.stride)
+        taps = sum(min(i + self.kernel, self.size) - max(i, 0) for i in starts)
+        return taps**2 * self.in_channels // self.groups * self.out_channels
 
-    sums = ops.conv2d(packed_x, packed_weight, channels, padding=1)
-    expected = F.conv2d(x, weight, padding=1).permute(0, 2, 3, 1)
-    assert torch.equal(sums.float(), expected), "bnn_ext and torch disagree"
-    return problem
-
-
-def bnn_ext_implementations(problem: Problem, levels: Sequence[str]) -> Iterator[Implementation]:
-    x, weight, channels = problem.packed_x, problem.packed_weight, len(problem.weight)
-    fixed = {"padding": 1, "tiles": ops.tile_weight(weight)}
-    threshold = torch.zeros(channels, dtype=torch.int32)
-    scale, bias = torch.rand(channels), torch.rand(channels)
-    outputs = {
-        "bits": lambda: ops.conv2d_bits(x, weight, channels, threshold=threshold, **fixed),
-        "int32": lambda: ops.conv2d(x, weight, channels, **fixed),
-        "float32": lambda: ops.conv2d_float(x, weight, channels, scale=scale, bias=bias, **fixed),
-    }
-    for level in levels:
-        for output_dtype, run in outputs.items():
-            yield Implementation("bnn_ext", output_dtype, run, problem.macs, level)
+    def name(self, batch: int) -> str:
+        """The input as NxCxHxW, and the output's channels where they are others."""
+        shape = f"{batch}x{self.in_channels}x{self.size}x{self.size}"
+        same = self.in_channels == self.out_channels
+        return shape if same else f"{shape} -> {self.out_channels}"
 
 
-def torch_implementations(problem: Problem, levels: Sequence[str]) -> Iterator[Implementation]:
-    for name, layout in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
-        x, weight = (t.to(memory_format=layout) for t in (problem.x, problem.weight))
-        run = functools.partial(F.conv2d, x, weight, padding=1)
-        yield Implementation(f"torch float32 {name}", "float32", run, problem.macs)
+STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))  # of a ResNet: channels, height and width
+SHAPES = {
+    "3x3": [Shape(c, c, size) for c, size in STAGES],
+    "stride2": [Shape(c, c, size, stride=2) for c, size in STAGES],
+    "groups2": [Shape(c, c, size, groups=2) for c, size in STAGES],
+    "1x1": [Shape(256, 512, 14, kernel=1)],
+    "5x5": [Shape(64, 64, 28, kernel=5), Shape(256, 256, 14, kernel=5)],
+    "7x7": [Shape(64, 64, 28, kernel=7), Shape(256, 256, 14, kernel=7)],
+    "few_channels": [Shape(c, 64, 32) for c in (1, 3, 8, 16, 24)],
+}
 
 
-# By the module that each needs.
-IMPLEMENTATIONS = {"bnn_ext": bnn_ext_implementations, "torch": torch_implementations}
+class Problem:
+    """Random signs: as floats, NCHW, and packed, NHWC."""
+
+    def __init__(self, shape: Shape, batch: int) -> None:
+        self.shape = shape
+        self.macs = batch * shape.macs
+        self.geometry = {
+            "stride": shape.stride,
+            "padding": shape.padding,
+            "groups": shape.groups,
+        }
+        self.x = reference.sign(torch.randn(batch, shape.in_channels, shape.size, shape.size))
+        self.conv = nn.Conv2d(
+            shape.in_channels, shape.out_channels, shape.kernel, bias=False, **self.geometry
+        )
+        self.conv.weight.data = reference.sign(self.conv.weight)
+        self.packed_x = ops.pack(self.x.permute(0, 2, 3, 1))
+        self.packed_weight = ops.pack(self.conv.weight.permute(0, 2, 3, 1))
+        self.threshold = torch.randint(-5, 5, (shape.out_channels,), dtype=torch.int32)
+        self.arguments = (self.packed_x, self.packed_weight, shape.in_channels)
+        self.fixed = {"tiles": ops.tile_weight(self.packed_weight, shape.groups)} | self.geometry
 
 
-def bench(
-    problem: Problem, names: Sequence[str], options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Times the named implementations and the register peaks together."""
-    peaks = [register_peak(level) for level in options.levels]
-    others = [i for name in names for i in IMPLEMENTATIONS[name](problem, options.levels)]
-    timings = measure([*peaks, *others], options.rounds)
-    # A limit is not an average: the peak is that of the fastest block. Threads multiply it.
-    fastest = [timing.fastest for timing in timings[: len(peaks)]]
-    limits = {p.level: p.macs / seconds for p, seconds in zip(peaks, fastest, strict=True)}
-
-    rows = []
-    shape = "x".join(str(size) for size in problem.x.shape)
-    for implementation, timing in zip([*peaks, *others], timings, strict=True):
-        threads = 1 if implementation in peaks else options.threads
-        peak = limits[implementation.level] * threads if implementation.level else None
-        rows.append(result("conv2d_3x3", shape, implementation, timing, peak, threads))
-    return rows
+def bits(problem: Problem) -> Callable[[], Tensor]:
+    fixed = {"threshold": problem.threshold} | problem.fixed
+    return functools.partial(ops.conv2d_bits, *problem.arguments, **fixed)
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    torch_ms = min(row["median_ms"] for row in rows if row["impl"].startswith("torch"))
-    for row in rows:
-        line = f"{row['shape']:<14}{row['impl']:<30}{row['output_dtype'] or '':<9}"
-        ms = row["median_ms"]
-        line += f"{ms:>9.4f}" if row["output_dtype"] else f"{'':>9}"
-        line += f"{row['spread']:>8.0%}{row['gmacs']:>9.0f}"
-        fraction = row["fraction_of_peak"]
-        line += f"{fraction:>9.0%}" if fraction else f"{'':>9}"
-        line += f"{torch_ms / ms:>9.1f}" if row["output_dtype"] else ""
-        print(line)
+def int32(problem: Problem) -> Callable[[], Tensor]:
+    return functools.partial(ops.conv2d, *problem.arguments, **problem.fixed)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=1, help="images in a call (default 1)")
-    parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument(
-        "--levels",
-        nargs="+",
-        choices=_C.cpu_capabilities(),
-        default=[_C.cpu_capability()],
-        help="CPU levels to time (default: the one in use)",
+def float32(problem: Problem) -> Callable[[], Tensor]:
+    scale, bias = torch.rand(2, problem.shape.out_channels)
+    fixed = {"scale": scale, "bias": bias} | problem.fixed
+    return functools.partial(ops.conv2d_float, *problem.arguments, **fixed)
+
+
+OUTPUTS = {"bits": bits, "int32": int32, "float32": float32}
+
+
+def packed(problem: Problem, levels: Sequence[str], outputs: Sequence[str]) -> list[Implementation]:
+    """Our operators, with their weights tiled beforehand as in a converted network."""
+    implementations = []
+    for output in outputs:
+        run = OUTPUTS[output](problem)
+        bytes = problem.packed_x.nbytes + problem.packed_weight.nbytes + run().nbytes
+        implementations += at_levels(levels, run, output, problem.macs, bytes)
+    return implementations
+
+
+def peers(problem: Problem, threads: int) -> Peers:
+    weight = problem.conv.weight.detach()
+    sums = ops.conv2d(*problem.arguments, **problem.fixed).permute(0, 3, 1, 2)
+    binary = functools.partial(
+        openvino_binary.layer,
+        problem.x,
+        weight,
+        problem.threshold,
+        problem.macs,
+        threads,
+        **problem.geometry,
     )
-    parser.add_argument("--rounds", type=int, default=50, help="blocks of each (default 50)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON files")
-    options = parser.parse_args(arguments)
+    work = Work(problem.conv, problem.x, problem.macs, threads, sums)
+    return {"OpenVINO binary": binary} | float_peers(work)
 
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    names = []
-    for name in IMPLEMENTATIONS:
-        if importlib.util.find_spec(name):
-            names.append(name)
-        else:
-            print(f"{name} is not installed and left out")
 
-    print(HEADER)
-    rows = []
-    with torch.inference_mode():
-        for channels, size in SHAPES:
-            rows += bench(make_problem(options.batch, channels, size), names, options)
-            print_rows([row for row in rows if row["shape"] == rows[-1]["shape"]])
-    what = f"conv2d_3x3_batch{options.batch}_threads{options.threads}"
-    print(f"written to {write_results(what, rows, options.results)}")
+@torch.no_grad()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser(__doc__, rounds=50)
+    options.add_argument("--batch", type=int, default=1, help="images in a call (1)")
+    options.add_argument("--shapes", nargs="+", choices=["all", *SHAPES], default=["3x3"])
+    options.add_argument("--outputs", nargs="+", choices=OUTPUTS, default=[*OUTPUTS])
+    chosen = options.parse_args(arguments)
+    run = Run(chosen)
+    for kind in SHAPES if "all" in chosen.shapes else chosen.shapes:
+        for shape in SHAPES[kind]:
+            problem = Problem(shape, chosen.batch)
+            ours = packed(problem, run.levels, chosen.outputs)
+            run.compare(
+                f"conv2d_{kind}", shape.name(chosen.batch), ours, peers(problem, chosen.threads)
+            )
+        run.write(f"conv2d_{kind}_batch{chosen.batch}_threads{chosen.threads}")
 
 
 if __name__ == "__main__":

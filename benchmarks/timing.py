@@ -1,27 +1,24 @@
-"""What every benchmark needs: fair timing of several implementations, and its results as a file."""
+"""Fair timing of several implementations in one process, and the machine's own limits."""
 
 from __future__ import annotations
 
-import json
+import functools
 import math
-import os
-import platform
-import re
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
-import bnn_ext
 from bnn_ext import _C
 
-RESULTS = Path(__file__).parent / "results"
 BLOCK_SECONDS = 2e-3  # long against the clock's resolution, short against changes of the load
+
+# Bytes that lie well inside of each memory and well outside of the one before, on every x86 CPU of
+# the last ten years; and how often one call reads them.
+MEMORIES = {"L1": (16 * 2**10, 256), "L2": (128 * 2**10, 64), "DRAM": (512 * 2**20, 1)}
 
 
 class Implementation(NamedTuple):
@@ -30,8 +27,19 @@ class Implementation(NamedTuple):
     name: str
     output_dtype: str | None
     run: Callable[[], object]
-    macs: int  # multiply-accumulates of one call
+    macs: int | None = None  # multiply-accumulates of one call
+    bytes: int | None = None  # what one call reads and writes if it reads its operands once
     level: str | None = None  # the CPU level to run it at, where that matters
+    limit: Implementation | None = None  # what its rate is a fraction of
+    threads: int | None = None  # where they are not those of the run
+    own_clock: Callable[[int], float] | None = None  # seconds a call, in a block of so many calls
+
+    @property
+    def work(self) -> int:
+        """What a rate counts: multiply-accumulates, or bytes where there are none."""
+        work = self.bytes if self.macs is None else self.macs
+        assert work is not None, f"{self.name} has neither macs nor bytes"
+        return work
 
 
 class Timing(NamedTuple):
@@ -42,6 +50,10 @@ class Timing(NamedTuple):
     fastest: float
 
 
+# --- timing ---------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
 def measure(implementations: Sequence[Implementation], rounds: int) -> list[Timing]:
     """Times all of them in alternating blocks of a few warm calls.
 
@@ -49,25 +61,34 @@ def measure(implementations: Sequence[Implementation], rounds: int) -> list[Timi
     rotates, so that none always follows the same other one. Single calls instead of blocks would
     measure how well each recovers from the caches that the others left.
     """
-    before = _C.cpu_capability()
     calls = [_calls_per_block(implementation) for implementation in implementations]
     blocks: list[list[float]] = [[] for _ in implementations]
     for turn in range(rounds):
         for i in range(len(implementations)):
             which = (turn + i) % len(implementations)
             blocks[which].append(_time_block(implementations[which], calls[which]))
-    _C.set_cpu_capability(before)
     return [_timing(seconds) for seconds in blocks]
 
 
 def _time_block(implementation: Implementation, calls: int) -> float:
-    if implementation.level:
-        _C.set_cpu_capability(implementation.level)
-    implementation.run()  # warms up
-    start = time.perf_counter()
-    for _ in range(calls):
-        implementation.run()
-    return (time.perf_counter() - start) / calls
+    with _at_level(implementation.level):
+        if implementation.own_clock:
+            return implementation.own_clock(calls)
+        implementation.run()  # warms up
+        start = time.perf_counter()
+        for _ in range(calls):
+            implementation.run()
+        return (time.perf_counter() - start) / calls
+
+
+@contextmanager
+def _at_level(level: str | None) -> Iterator[None]:
+    before = _C.cpu_capability()
+    _C.set_cpu_capability(level or before)
+    try:
+        yield
+    finally:
+        _C.set_cpu_capability(before)
 
 
 def _calls_per_block(implementation: Implementation) -> int:
@@ -81,97 +102,48 @@ def _timing(seconds: list[float]) -> Timing:
     return Timing(median, (third - first) / median, min(seconds))
 
 
+# --- limits ---------------------------------------------------------------------------------------
+
+
+@functools.cache
 def register_peak(level: str) -> Implementation:
     """A CPU level's speed limit: the inner step of its kernels on registers only, on one thread."""
-    iterations = 20_000
-    macs = iterations * _macs_per_iteration(level)
-    return Implementation("register peak", None, lambda: _C.register_peak(iterations), macs, level)
+    run = functools.partial(_C.register_peak, 20_000)
+    with _at_level(level):
+        macs = run()
+    return Implementation("register peak", None, run, macs, level=level, threads=1)
 
 
-def _macs_per_iteration(level: str) -> int:
-    before = _C.cpu_capability()
-    _C.set_cpu_capability(level)
-    macs = _C.register_peak(1)
-    _C.set_cpu_capability(before)
-    return macs
+def at_levels(
+    levels: Sequence[str],
+    run: Callable[[], object],
+    output_dtype: str,
+    macs: int,
+    bytes: int,
+) -> list[Implementation]:
+    """The packed operators at each CPU level, against the register peak of that level."""
+    return [
+        Implementation("bnn_ext", output_dtype, run, macs, bytes, level, register_peak(level))
+        for level in levels
+    ]
 
 
-def result(
-    what: str,
-    shape: str,
-    implementation: Implementation,
-    timing: Timing,
-    peak: float | None,
-    threads: int,
-) -> dict[str, Any]:
-    """One row of results; `peak` is the limit in multiply-accumulates a second, if there is one."""
-    rate = implementation.macs / timing.median
-    level = f" {implementation.level}" if implementation.level else ""
+def read_bandwidths(rounds: int = 5) -> dict[str, float]:
+    """10^9 bytes a second that one thread reads from each memory, by torch's maximum of int32.
+
+    A maximum has no long chain of dependent steps, and a row that is repeated by a stride of 0 is
+    read again without a new call. From L1 the reduction itself may bind before the loads do.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    reads = []
+    for memory, (size, repeats) in MEMORIES.items():
+        rows = torch.zeros(size // 4, dtype=torch.int32).expand(repeats, -1)
+        run = functools.partial(torch.amax, rows, 1)
+        reads.append(Implementation(memory, None, run, bytes=size * repeats))
+    timings = measure(reads, rounds)
+    torch.set_num_threads(threads)
     return {
-        "device": cpu_name(),
-        "what": what,
-        "shape": shape,
-        "impl": implementation.name + level,
-        "output_dtype": implementation.output_dtype,
-        "threads": threads,
-        "median_ms": round(1e3 * timing.median, 6),
-        "spread": round(timing.spread, 4),
-        "gmacs": round(rate / 1e9, 2),
-        "fraction_of_peak": round(rate / peak, 4) if peak else None,
+        read.name: round(read.work / timing.fastest / 1e9, 2)
+        for read, timing in zip(reads, timings, strict=True)
     }
-
-
-# --- the machine, the software, the file ----------------------------------------------------------
-
-
-def cpu_name() -> str:
-    """The model name, with family and model numbers as virtual machines often hide the rest."""
-    try:
-        processor = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    except OSError:
-        processor = ""
-    pairs = (line.partition(":") for line in processor.splitlines())
-    facts = {key.strip(): value.strip() for key, _, value in pairs}
-    if "model name" not in facts:
-        return platform.processor() or platform.machine()
-    return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
-
-
-def cpu_folder() -> str:
-    """The CPU's name and best level as the name of a folder."""
-    name = re.sub(r"\((R|TM)\)|CPU|@ \S+", "", cpu_name())
-    words = re.findall(r"[a-z0-9.]+", name.lower())
-    return "-".join([*words, _C.cpu_capabilities()[-1]])
-
-
-def _commit() -> str | None:
-    """The checkout's commit, marked if files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def write_results(what: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
-    """Writes `<folder>/<cpu>/<what>.json`, whole or not at all, and returns its path."""
-    document = {
-        "commit": _commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu_level": _C.cpu_capabilities()[-1],
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "bnn_ext": bnn_ext.__version__,
-        },
-        "rows": rows,
-    }
-    path = folder / cpu_folder() / f"{what}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(temporary, path)
-    return path

@@ -16,7 +16,7 @@ from bnn_ext._extension import _C, has_cuda
 _EXTRAS = {
     "train": ("lightning", "torchmetrics", "torchvision"),
     "demo": ("lightning", "torchmetrics", "torchvision", "matplotlib", "sklearn"),
-    "bench": ("matplotlib", "onnx", "onnxruntime", "openvino"),
+    "bench": ("matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino"),
 }
 
 
