@@ -26,8 +26,13 @@ sanitize: .venv/installed ## run the operators' tests under AddressSanitizer and
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/sanitize \
 		$(BIN)/pytest --capture=no tests/test_ops*.py
 
-bench: .venv/installed ## measure the packed convolution against its limit and against torch
-	$(BIN)/python benchmarks/bench_conv.py
+bench: .venv/installed-bench ## measure against limits and peers, and draw: benchmarks/results/<cpu>/
+	$(BIN)/python benchmarks/bench_conv.py --levels all
+	$(BIN)/python benchmarks/bench_conv.py --shapes stride2 groups2 1x1 5x5 7x7 few_channels --outputs bits
+	$(BIN)/python benchmarks/bench_gemm.py
+	$(BIN)/python benchmarks/bench_pack.py
+	$(BIN)/python benchmarks/bench_models.py
+	$(BIN)/python benchmarks/plot.py
 
 lint: .venv/installed-dev ## check style and types
 	$(BIN)/ruff check .
@@ -56,6 +61,10 @@ $(BIN)/python:
 .venv/installed: $(BUILT_FROM) | $(BIN)/python
 	$(BIN)/pip install 'setuptools>=77' ninja torch torchvision
 	$(BIN)/pip install --no-build-isolation --editable '.[test]'
+	@touch $@
+
+.venv/installed-bench: .venv/installed
+	$(BIN)/pip install --no-build-isolation --editable '.[bench]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed

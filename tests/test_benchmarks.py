@@ -1,9 +1,13 @@
-"""The benchmarks run and write what they promise; nothing here looks at a time."""
+"""The benchmarks run, write and draw what they promise; nothing here looks at a time."""
 
 from __future__ import annotations
 
 import json
+import sys
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +15,50 @@ import torch
 from bnn_ext import _C
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PEERS = ("openvino", "onnxruntime")
+FIELDS = [
+    *("device", "what", "shape", "impl", "output_dtype", "threads"),
+    *("median_ms", "spread", "gmacs", "fraction_of_peak", "bytes"),
+]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
-def _benchmarks_on_the_path(monkeypatch):
+def _quick_benchmarks_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr("timing.BLOCK_SECONDS", 1e-5)
+    monkeypatch.setattr("timing.MEMORIES", {"L1": (4096, 2), "L2": (8192, 2), "DRAM": (16384, 1)})
+
+
+@pytest.fixture
+def without_peers(monkeypatch):
+    """As on a machine that has none of them installed."""
+    for module in PEERS:
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+def read(results: Path, name: str) -> dict:
+    (path,) = results.glob(f"*/{name}.json")
+    assert not list(path.parent.glob("*.tmp"))
+    document = json.loads(path.read_text())
+    assert document["versions"]["torch"] == torch.__version__
+    assert list(document["read_gbytes_per_s"]) == ["L1", "L2", "DRAM"]
+    for row in document["rows"]:
+        assert list(row) == FIELDS
+        assert row["median_ms"] > 0
+    return document
+
+
+def impls(document: dict, what: str, shape: str) -> list[tuple[str, str | None]]:
+    return [
+        (row["impl"], row["output_dtype"])
+        for row in document["rows"]
+        if (row["what"], row["shape"]) == (what, shape)
+    ]
+
+
+# --- timing ---------------------------------------------------------------------------------------
 
 
 def test_blocks_alternate_and_the_order_rotates():
@@ -36,42 +79,214 @@ def test_the_level_of_an_implementation_is_set_and_restored():
 
     before, seen = _C.cpu_capability(), []
     for level in _C.cpu_capabilities():
-        run = timing.Implementation("", None, lambda: seen.append(_C.cpu_capability()), 1, level)
+        run = timing.Implementation(
+            "", None, lambda: seen.append(_C.cpu_capability()), 1, level=level
+        )
         timing.measure([run], rounds=2)
         assert set(seen) == {level}
         seen.clear()
     assert _C.cpu_capability() == before
 
 
-def test_bench_conv_writes_a_row_for_everything(tmp_path, monkeypatch, capsys):
+def test_an_implementation_may_have_a_clock_of_its_own():
+    import timing
+
+    run = timing.Implementation("", None, lambda: None, 1, own_clock=lambda calls: 0.5)
+    assert timing.measure([run], rounds=3) == [timing.Timing(0.5, 0.0, 0.5)]
+
+
+def test_openvinos_counters_are_read_without_the_cold_call():
+    from openvino_binary import kernel_seconds
+
+    class Request:
+        """Two layers of 40 and 60 us, ten times as slow when cold, and one that is not asked for.
+
+        Its counters are means over all calls in whole microseconds, as OpenVINO's are.
+        """
+
+        profiling_info: list[SimpleNamespace]
+
+        def __init__(self):
+            self.request, self.calls = self, 0
+
+        def __call__(self):
+            self.calls += 1
+            self.profiling_info = [
+                SimpleNamespace(
+                    node_name=name,
+                    real_time=timedelta(microseconds=us * (9 + self.calls) // self.calls),
+                )
+                for name, us in (("a", 40), ("b", 60), ("other", 1000))
+            ]
+
+    for calls in (1, 7, 50):
+        seconds = kernel_seconds(Request(), ["a", "b"], calls)
+        assert 48e-6 <= seconds <= 50e-6  # each mean lost less than 1 us over calls + 1
+
+
+# --- what the scripts write -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel, stride, groups", [(3, 1, 1), (3, 2, 2), (1, 1, 1), (5, 3, 1)])
+def test_multiply_accumulates_leave_the_padding_out(kernel, stride, groups):
+    from bench_conv import Shape
+
+    shape = Shape(4, 6, 7, kernel, stride, groups)
+    image, weight = torch.ones(1, 4, 7, 7), torch.ones(6, 4 // groups, kernel, kernel)
+    ones = torch.nn.functional.conv2d(image, weight, None, stride, kernel // 2, 1, groups)
+    assert shape.macs == ones.sum()
+
+
+def test_bench_conv_writes_a_row_for_everything_and_names_what_is_missing(
+    tmp_path, monkeypatch, capsys, without_peers
+):
     import bench_conv
 
-    monkeypatch.setattr(bench_conv, "SHAPES", ((32, 4), (40, 3)))
-    monkeypatch.setitem(bench_conv.IMPLEMENTATIONS, "no_such_peer", None)
-    monkeypatch.setattr("timing.BLOCK_SECONDS", 1e-5)
-    threads = torch.get_num_threads()
-    levels = _C.cpu_capabilities()
-    arguments = ["--rounds", "2", "--batch", "2", "--results", str(tmp_path), "--levels", *levels]
+    shapes = {"3x3": [bench_conv.Shape(32, 32, 4), bench_conv.Shape(40, 24, 3, groups=2)]}
+    monkeypatch.setattr(bench_conv, "SHAPES", shapes)
+    arguments = ["--rounds", "2", "--batch", "2", "--results", str(tmp_path), "--levels", "all"]
     bench_conv.main(arguments)
-    torch.set_num_threads(threads)
 
+    document = read(tmp_path, "conv2d_3x3_batch2_threads1")
     printed = capsys.readouterr().out
-    assert "no_such_peer is not installed" in printed
-    (path,) = tmp_path.glob("*/conv2d_3x3_batch2_threads1.json")
-    assert list(path.parent.iterdir()) == [path]  # no temporary file is left
-    document = json.loads(path.read_text())
-    assert document["versions"]["torch"] == torch.__version__
-    names = [(row["shape"], row["impl"], row["output_dtype"]) for row in document["rows"]]
-    for shape in ("2x32x4x4", "2x40x3x3"):
-        for level in levels:
-            assert (shape, f"register peak {level}", None) in names
+    reasons = {(m["shape"], m["impl"]): m["reason"] for m in document["missing"]}
+    for shape in ("2x32x4x4", "2x40x3x3 -> 24"):
+        expected = []
+        for level in _C.cpu_capabilities():
+            expected.append((f"register peak {level}", None))
             for output in ("bits", "int32", "float32"):
-                assert (shape, f"bnn_ext {level}", output) in names
-        assert (shape, "torch float32 NHWC", "float32") in names
-    assert len(names) == 2 * (4 * len(levels) + 2)
+                expected.append((f"bnn_ext {level}", output))
+        for dtype in ("float32", "bfloat16"):
+            expected += [(f"torch {dtype} {layout}", dtype) for layout in ("NCHW", "NHWC")]
+        assert sorted(impls(document, "conv2d_3x3", shape), key=str) == sorted(expected, key=str)
+        for peer in PEERS:
+            name = {"openvino": "OpenVINO float32", "onnxruntime": "onnxruntime float32"}[peer]
+            assert f"{peer} is not installed" in reasons[shape, name]
+            assert f"{shape:<20}{name:<32}missing: {peer} is not installed" in printed
+    assert "openvino is not installed" in reasons["2x32x4x4", "OpenVINO binary"]
+    assert "no groups" in reasons["2x40x3x3 -> 24", "OpenVINO binary"]
     for row in document["rows"]:
-        assert list(row) == [
-            *("device", "what", "shape", "impl", "output_dtype", "threads"),
-            *("median_ms", "spread", "gmacs", "fraction_of_peak"),
+        ours = row["impl"].startswith(("bnn_ext", "register peak"))
+        assert (row["fraction_of_peak"] is not None) == ours
+        assert (row["bytes"] is not None) == row["impl"].startswith("bnn_ext")
+
+
+def test_installed_peers_agree_with_the_packed_operators(tmp_path, monkeypatch):
+    """What is not installed is named; what is was compared with ours before it was timed."""
+    import bench_conv
+    import bench_gemm
+
+    monkeypatch.setattr(bench_conv, "SHAPES", {"3x3": [bench_conv.Shape(32, 32, 4)]})
+    monkeypatch.setattr(bench_gemm, "SHAPES", {"gemm": [bench_gemm.Shape(17, 64, 40)]})
+    arguments = ["--rounds", "2", "--results", str(tmp_path)]
+    bench_conv.main([*arguments, "--outputs", "bits"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # once is enough for its slow export
+    bench_gemm.main(arguments)
+    for name, depth in (("conv2d_3x3_batch1_threads1", 4), ("gemm_threads1", 1)):
+        document = read(tmp_path, name)
+        rows = [row["impl"] for row in document["rows"]]
+        missing = [m["impl"] for m in document["missing"]]
+        has_openvino = find_spec("openvino") is not None
+        for kind in ("binary kernel", f"binary graph of {depth}", "float32"):
+            assert (f"OpenVINO {kind}" in rows) == has_openvino
+        assert ("OpenVINO binary" in missing) == (not has_openvino)
+        assert ("onnxruntime float32" in rows) != ("onnxruntime float32" in missing)
+
+
+def test_bench_gemm(tmp_path, monkeypatch, without_peers):
+    import bench_gemm
+
+    shapes = {"gemm": [bench_gemm.Shape(17, 64, 40)], "gemv": [bench_gemm.Shape(1, 70, 33)]}
+    monkeypatch.setattr(bench_gemm, "SHAPES", shapes)
+    bench_gemm.main(["--rounds", "2", "--results", str(tmp_path)])
+    level = _C.cpu_capability()
+    for kind, shape in (("gemm", "17x64 -> 40"), ("gemv", "1x70 -> 33")):
+        document = read(tmp_path, f"{kind}_threads1")
+        assert impls(document, kind, shape) == [
+            (f"register peak {level}", None),
+            (f"bnn_ext {level}", "int32"),
+            ("torch int8 _int_mm", "int32"),
+            ("torch float32", "float32"),
+            ("torch bfloat16", "bfloat16"),
         ]
-        assert (row["fraction_of_peak"] is None) == row["impl"].startswith("torch")
+    operands_and_result = 4 * (1 * 3 + 33 * 3 + 1 * 33)
+    assert document["rows"][1]["bytes"] == operands_and_result
+
+
+def test_bench_pack_compares_with_a_copy(tmp_path, monkeypatch):
+    import bench_pack
+
+    monkeypatch.setattr(bench_pack, "SHAPE", (40, 3, 5))
+    bench_pack.main(["--rounds", "2", "--batches", "1", "2", "--results", str(tmp_path)])
+    document = read(tmp_path, "pack_threads1")
+    level = _C.cpu_capability()
+    for dtype in ("float32", "bfloat16", "float16"):
+        for batch in (1, 2):
+            assert impls(document, f"pack_{dtype}", f"{batch}x40x3x5") == [
+                ("torch copy_", dtype),
+                (f"bnn_ext NHWC {level}", "bits"),
+                (f"bnn_ext NCHW {level}", "bits"),
+            ]
+    copy, nhwc = document["rows"][:2]
+    assert copy["bytes"] == 2 * 4 * 40 * 15
+    assert nhwc["bytes"] == 4 * 40 * 15 + 8 * 15  # the map, and two words for each pixel
+    assert all(row["fraction_of_peak"] > 0 for row in document["rows"])
+    assert all(row["gmacs"] is None for row in document["rows"])
+
+
+def test_bench_models_runs_what_is_installed(tmp_path, monkeypatch):
+    import bench_models
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # for its slow export
+    arguments = ["--models", "mnist_cnn", "--batches", "2", "--rounds", "2"]
+    bench_models.main([*arguments, "--results", str(tmp_path)])
+    document = read(tmp_path, "models_threads1")
+    rows = [row["impl"] for row in document["rows"]]
+    assert rows[0] == f"bnn_ext {_C.cpu_capability()}"
+    for name in ("OpenVINO binary", "OpenVINO float32"):
+        assert (name in rows) == (find_spec("openvino") is not None)
+    for name in ("torch float32 NHWC", "torch bfloat16 NHWC"):
+        assert name in rows
+
+
+@torch.no_grad()
+def test_float_twins_are_the_same_functions():
+    import bench_models
+
+    for make, image in bench_models.MODELS.values():
+        images = torch.randint(-128, 128, (4, *image)) / 128
+        model = bench_models.calibrated(make(), images)
+        output = model(images)
+        assert torch.equal(bench_models.float_twin(model)(images), output)
+        assert output.std() > 0.1  # the logits differ, so that equality means something
+
+
+# --- plots ----------------------------------------------------------------------------------------
+
+
+def test_plot_draws_every_file_and_a_roofline(tmp_path, monkeypatch, without_peers):
+    import bench_conv
+    import bench_gemm
+    import bench_pack
+    import plot
+
+    shapes = [bench_conv.Shape(32, 32, 4), bench_conv.Shape(40, 24, 3, groups=2)]
+    monkeypatch.setattr(bench_conv, "SHAPES", {"3x3": shapes})
+    monkeypatch.setattr(bench_gemm, "SHAPES", {"gemm": [bench_gemm.Shape(5, 64, 40)]})
+    monkeypatch.setattr(bench_pack, "SHAPE", (40, 3, 5))
+    arguments = ["--rounds", "2", "--results", str(tmp_path)]
+    bench_conv.main([*arguments, "--levels", "all"])
+    bench_gemm.main(arguments)
+    bench_pack.main([*arguments, "--batches", "1"])
+
+    plot.main(["--results", str(tmp_path)])
+    (folder,) = tmp_path.iterdir()
+    drawn = {path.stem for path in folder.glob("*.png") if path.stat().st_size > 10_000}
+    assert drawn == {path.stem for path in folder.glob("*.json")} | {"roofline"}
+
+
+@pytest.mark.parametrize("value, text", [(0.1234, "0.123"), (12.34, "12.3"), (1234.5, "1,234")])
+def test_numbers_in_plots_have_three_digits(value, text):
+    import plot
+
+    assert plot._digits(value) == text
