@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+import mmap
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +24,17 @@ ALL_ONES = -1  # a word with every bit set
 def values(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Few distinct values, so that many lie exactly on a threshold drawn the same way."""
     return torch.randint(-3, 4, shape).to(dtype)
+
+
+def at_the_end_of_a_page(tensor: Tensor) -> Tensor:
+    """A copy, followed by a page of memory that may not be accessed."""
+    pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + mmap.PAGESIZE
+    no_access = 0
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, no_access) == 0
+    offset = mmap.PAGESIZE - tensor.numel() * tensor.element_size()
+    copy = torch.frombuffer(pages, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+    return copy.view(tensor.shape).copy_(tensor)
 
 
 def special_values(dtype: torch.dtype) -> Tensor:
@@ -76,6 +91,37 @@ def test_thresholds_compare_every_pair_of_special_values(level, dtype):
         assert_same_packed(ops.pack(x, threshold, flip), expected, len(threshold))
 
 
+@pytest.mark.parametrize("dtype", PACKABLE)
+def test_special_values_in_neighbouring_pixels(level, dtype):
+    """As above where channels lie apart: whole vectors of pixels, and the last few."""
+    x = special_values(dtype)
+    thresholds = x if dtype == torch.int32 else special_values(torch.float32)
+    channels = len(thresholds)
+    x = x.repeat(3).expand(channels, -1).contiguous().t()
+    assert_same_packed(ops.pack(x), reference.pack(x), channels)
+    for flip in (None, torch.zeros(channels) - 1, torch.ones(channels), torch.randn(channels)):
+        flip = None if flip is None else reference.pack(flip)
+        expected = reference.pack(x, thresholds, flip)
+        assert_same_packed(ops.pack(x, thresholds, flip), expected, channels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_is_the_float_that_it_means(level, dtype):
+    """All 65536 values against themselves, and against the floats next to them."""
+    downwards = torch.full((128,), ALL_ONES, dtype=torch.int32)
+    for bits in torch.arange(-(2**15), 2**15).to(torch.int16).view(16, 4096):
+        x = bits.view(dtype)
+        columns = x.expand(17, -1).t().contiguous().t()  # channels apart
+        assert torch.equal(ops.pack(x), reference.pack(x))
+        assert torch.equal(ops.pack(columns), reference.pack(x).expand(17, -1))
+        above, below = (x.float().nextafter(torch.tensor(s * torch.inf)) for s in (1, -1))
+        for threshold in (x.float(), above, below):
+            for flip in (None, downwards):
+                expected = reference.pack(x, threshold, flip)
+                assert torch.equal(ops.pack(x, threshold, flip), expected)
+                assert torch.equal(ops.pack(columns, threshold, flip), expected.expand(17, -1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_meet_an_unrounded_threshold(level, dtype):
     x = torch.ones(40, dtype=dtype)
@@ -128,11 +174,29 @@ def test_pack_reads_any_strides(level, layout, dtype):
 def test_every_number_of_neighbouring_pixels(level, dtype):
     threshold = values(40, dtype=torch.int32 if dtype == torch.int32 else torch.float32)
     flip = random_packed(40)
-    for pixels in (*range(1, 36), 48, 63, 64, 65, 95, 128, 129):
+    for pixels in (*range(1, 36), 48, 63, 64, 65, 95, 128, 129, 1023, 1024, 1025, 2100):
         x = values(2, 40, pixels, dtype=dtype).transpose(1, 2)
         assert_same_packed(ops.pack(x), reference.pack(x), 40)
         expected = reference.pack(x, threshold, flip)
         assert_same_packed(ops.pack(x, threshold, flip), expected, 40)
+
+
+@pytest.mark.parametrize("dtype", PACKABLE)
+def test_nothing_past_the_end_is_read(level, dtype):
+    """The last value lies at the end of a page, and the page after it must not be touched."""
+    for channels, pixels in itertools.product(
+        (1, 3, 8, 15, 16, 17, 31, 33, 40, 48), (1, 2, 15, 17)
+    ):
+        x = at_the_end_of_a_page(values(pixels, channels, dtype=dtype))
+        threshold = values(channels, dtype=torch.int32 if dtype == torch.int32 else torch.float32)
+        for bound in (
+            (None, None),
+            (at_the_end_of_a_page(threshold), at_the_end_of_a_page(random_packed(channels))),
+        ):
+            assert_same_packed(ops.pack(x, *bound), reference.pack(x, *bound), channels)
+            columns = x.view(channels, pixels).t()
+            expected = reference.pack(columns, *bound)
+            assert_same_packed(ops.pack(columns, *bound), expected, channels)
 
 
 @settings(max_examples=200)
@@ -166,6 +230,15 @@ def test_pack_of_a_lazily_negated_view(level):
 def test_pack_of_nothing(level, shape, dtype):
     x = torch.empty(shape, dtype=dtype)
     assert_same_packed(ops.pack(x), reference.pack(x), shape[-1])
+
+
+def test_pack_by_two_threads(two_threads):
+    for shape in ((9, 70, 75, 33), (1, 40, 30, 700)):
+        x = torch.randn(shape)
+        for view in (x, x.permute(0, 2, 3, 1)):
+            assert torch.equal(ops.pack(view), reference.pack(view))
+            packed = ops.pack(view)
+            assert torch.equal(ops.unpack(packed, view.shape[-1]), reference.sign(view))
 
 
 # --- unpack ---------------------------------------------------------------------------------------

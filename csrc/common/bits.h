@@ -52,4 +52,30 @@ BNN_HOST_DEVICE inline Word read_bits(const Word* words, int64_t first, int64_t 
   return bits & low_bits(count);
 }
 
+// Appends runs of bits to words, from the lowest bit of the first word on.
+class BitWriter {
+ public:
+  explicit BitWriter(Word* words) : next_(words) {}
+
+  // The `count` <= 32 lowest of `bits`; writes a word when it is full.
+  void append(Word bits, int64_t count) {
+    pending_ |= static_cast<uint64_t>(bits & low_bits(count)) << pending_count_;
+    pending_count_ += count;
+    if (pending_count_ < kWordBits) return;
+    *next_++ = static_cast<Word>(pending_);
+    pending_ >>= kWordBits;
+    pending_count_ -= kWordBits;
+  }
+
+  // Writes the last word, the rest of it 0, if it has bits at all.
+  void finish() {
+    if (pending_count_ > 0) *next_ = static_cast<Word>(pending_);
+  }
+
+ private:
+  Word* next_;
+  uint64_t pending_ = 0;
+  int64_t pending_count_ = 0;
+};
+
 }  // namespace bnn_ext

@@ -1,4 +1,8 @@
 // Which CPU level runs: chosen once at load, changed only by the test hook.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -7,6 +11,14 @@
 
 namespace bnn_ext::cpu {
 namespace {
+
+#if defined(__x86_64__)
+// Asked of the CPU itself: not every compiler knows the name in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
 
 // The levels that this CPU and its operating system run, slowest first.
 std::vector<const Kernels*> supported() {
@@ -18,8 +30,7 @@ std::vector<const Kernels*> supported() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   if (popcnt) levels.push_back(&kKernelsPopcnt);
-  if (popcnt && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"))
-    levels.push_back(&kKernelsAvx2);
+  if (popcnt && __builtin_cpu_supports("avx2") && has_f16c()) levels.push_back(&kKernelsAvx2);
   if (avx512) levels.push_back(&kKernelsAvx512);
   if (avx512 && __builtin_cpu_supports("avx512vpopcntdq")) levels.push_back(&kKernelsAvx512Vpopcnt);
 #endif

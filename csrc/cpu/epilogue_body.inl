@@ -4,10 +4,10 @@
 //
 //   half_to_float(from, to), float_to_half(from, to)  kLanes values of IEEE half precision
 
-typedef float Floats __attribute__((vector_size(kLanes * 4)));
-typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
-typedef Word Words __attribute__((vector_size(kLanes * 4)));
-typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+typedef float FloatVector __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IntVector __attribute__((vector_size(kLanes * 4)));
+typedef Word WordVector __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t HalfVector __attribute__((vector_size(kLanes * 2)));
 
 template <typename Vector, typename T>
 inline Vector load_vector(const T* from) {
@@ -16,10 +16,10 @@ inline Vector load_vector(const T* from) {
   return vector;
 }
 
-inline Floats to_floats(Halves halves, FloatType type) {
+inline FloatVector to_floats(HalfVector halves, FloatType type) {
   if (type == FloatType::kBFloat16)
-    return reinterpret_cast<Floats>(__builtin_convertvector(halves, Words) << 16);
-  Floats values;
+    return reinterpret_cast<FloatVector>(__builtin_convertvector(halves, WordVector) << 16);
+  FloatVector values;
   half_to_float(reinterpret_cast<const uint16_t*>(&halves), reinterpret_cast<float*>(&values));
   return values;
 }
@@ -29,16 +29,17 @@ inline void store_vector(T* to, Vector vector) {
   __builtin_memcpy(to, &vector, sizeof vector);
 }
 
-inline Halves to_bfloat16(Floats values) {
-  const Words bits = reinterpret_cast<Words>(values);
-  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
-  const Words quiet = Words{} + 0x7fc0u;
-  return __builtin_convertvector(values == values ? rounded : quiet, Halves);
+inline HalfVector to_bfloat16(FloatVector values) {
+  const WordVector bits = reinterpret_cast<WordVector>(values);
+  const WordVector rounded =
+      (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const WordVector quiet = WordVector{} + 0x7fc0u;
+  return __builtin_convertvector(values == values ? rounded : quiet, HalfVector);
 }
 
-inline Halves to_halves(Floats values, FloatType type) {
+inline HalfVector to_halves(FloatVector values, FloatType type) {
   if (type == FloatType::kBFloat16) return to_bfloat16(values);
-  Halves halves;
+  HalfVector halves;
   float_to_half(reinterpret_cast<const float*>(&values), reinterpret_cast<uint16_t*>(&halves));
   return halves;
 }
@@ -64,7 +65,7 @@ inline void load_row(const Operand& operand, int64_t index, int64_t channels, Ro
   uint16_t halves[kTileChannels];
   copy_row(halves, static_cast<const uint16_t*>(operand.map) + index, channels);
   for (int64_t lane = 0; lane < channels; lane += kLanes)
-    store_vector(row + lane, to_floats(load_vector<Halves>(halves + lane), operand.type));
+    store_vector(row + lane, to_floats(load_vector<HalfVector>(halves + lane), operand.type));
 }
 
 // Rounds the values of half precision in `row` too.
@@ -75,7 +76,7 @@ inline void store_row(const Epilogue& epilogue, int64_t index, int64_t channels,
   }
   uint16_t halves[kTileChannels];
   for (int64_t lane = 0; lane < channels; lane += kLanes) {
-    const Halves rounded = to_halves(load_vector<Floats>(row + lane), epilogue.type);
+    const HalfVector rounded = to_halves(load_vector<FloatVector>(row + lane), epilogue.type);
     store_vector(halves + lane, rounded);
     store_vector(row + lane, to_floats(rounded, epilogue.type));
   }
@@ -90,9 +91,9 @@ void update(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Oper
   if (!operand.map) {
     const float* values = operand.channels + tile.first_channel;
     for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
-      const Floats x = load_vector<Floats>(values + lane);
+      const FloatVector x = load_vector<FloatVector>(values + lane);
       for (int64_t i = 0; i < tile.window_count; ++i)
-        store_vector(rows[i] + lane, function(load_vector<Floats>(rows[i] + lane), x));
+        store_vector(rows[i] + lane, function(load_vector<FloatVector>(rows[i] + lane), x));
     }
     return;
   }
@@ -101,8 +102,8 @@ void update(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Oper
     load_row(operand, tile.positions[i] * epilogue.channels + tile.first_channel, tile.channels,
              values);
     for (int64_t lane = 0; lane < tile.channels; lane += kLanes)
-      store_vector(rows[i] + lane, function(load_vector<Floats>(rows[i] + lane),
-                                            load_vector<Floats>(values + lane)));
+      store_vector(rows[i] + lane, function(load_vector<FloatVector>(rows[i] + lane),
+                                            load_vector<FloatVector>(values + lane)));
   }
 }
 
@@ -110,26 +111,15 @@ void apply(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Opera
   const auto by = [&](auto function) { update(tile, rows, epilogue, operand, function); };
   switch (operand.operation) {
     case Operation::kMultiply:
-      return by([](Floats y, Floats x) { return y * x; });
+      return by([](FloatVector y, FloatVector x) { return y * x; });
     case Operation::kAdd:
-      return by([](Floats y, Floats x) { return y + x; });
+      return by([](FloatVector y, FloatVector x) { return y + x; });
     case Operation::kPrelu:
-      return by([](Floats y, Floats x) { return y > 0.0f ? y : y * x; });
+      return by([](FloatVector y, FloatVector x) { return y > 0.0f ? y : y * x; });
     case Operation::kMaximum:
-      return by([](Floats y, Floats x) { return y < x ? x : y; });
+      return by([](FloatVector y, FloatVector x) { return y < x ? x : y; });
     case Operation::kMinimum:
-      return by([](Floats y, Floats x) { return y > x ? x : y; });
-  }
-}
-
-// Packs x >= threshold for one row.
-template <typename T>
-inline void compare_row(const T* x, int64_t channels, const T* threshold, Word* out) {
-  for (int64_t lane = 0; lane < channels; lane += kWordBits) {
-    Word bits = compare16(x + lane, threshold + lane, false);
-    if (channels - lane > kBlock)
-      bits |= compare16(x + lane + kBlock, threshold + lane + kBlock, false) << kBlock;
-    *out++ = bits & low_bits(channels - lane);
+      return by([](FloatVector y, FloatVector x) { return y > x ? x : y; });
   }
 }
 
@@ -141,8 +131,8 @@ void floats(const Epilogue& epilogue, const SumTile& tile) {
   alignas(64) Row rows[kTileWindows];
   for (int64_t i = 0; i < tile.window_count; ++i)
     for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
-      const Ints sums = load_vector<Ints>(tile.sums + i * kTileChannels + lane);
-      store_vector(rows[i] + lane, __builtin_convertvector(sums, Floats));
+      const IntVector sums = load_vector<IntVector>(tile.sums + i * kTileChannels + lane);
+      store_vector(rows[i] + lane, __builtin_convertvector(sums, FloatVector));
     }
   for (int64_t i = 0; i < epilogue.operand_count; ++i)
     apply(tile, rows, epilogue, epilogue.operands[i]);
@@ -152,12 +142,8 @@ void floats(const Epilogue& epilogue, const SumTile& tile) {
       store_row(epilogue, position * epilogue.channels + tile.first_channel, tile.channels,
                 rows[i]);
     if (!epilogue.bits) continue;
-    const float* threshold = epilogue.threshold + tile.first_channel;
-    Word* bits = epilogue.bits + position * row_words + first_word;
-    if (flip)
-      compare<float>(rows[i], tile.channels, threshold, flip, bits);
-    else
-      compare_row(rows[i], tile.channels, threshold, bits);
+    pack_rows<float>({rows[i], 1, tile.channels, 0, epilogue.threshold + tile.first_channel, flip,
+                      epilogue.bits + position * row_words + first_word});
   }
 }
 
@@ -166,8 +152,9 @@ void thresholds(const Thresholds& thresholds, const SumTile& tile) {
   const int64_t first_word = tile.first_channel / kWordBits;
   for (int64_t i = 0; i < tile.window_count; ++i) {
     Word* out = thresholds.bits + tile.positions[i] * row_words + first_word;
-    compare_row(tile.sums + i * kTileChannels, tile.channels,
-                thresholds.threshold + tile.first_channel, out);
+    pack_rows_by<Rule::kAtLeast, int32_t>({tile.sums + i * kTileChannels, 1, tile.channels, 0,
+                                           thresholds.threshold + tile.first_channel, nullptr,
+                                           out});
     for (int64_t word = 0; word < word_count(tile.channels); ++word)
       out[word] ^= thresholds.invert[first_word + word];
   }

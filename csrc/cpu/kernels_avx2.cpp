@@ -57,24 +57,6 @@ struct Count {
   __m256i bytes;
 };
 
-inline Word compare8(const float* x, const float* t, bool below) {
-  const __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(t);
-  const __m256 mask = below ? _mm256_cmp_ps(a, b, _CMP_LE_OQ) : _mm256_cmp_ps(a, b, _CMP_GE_OQ);
-  return static_cast<Word>(_mm256_movemask_ps(mask));
-}
-
-inline Word compare8(const int32_t* x, const int32_t* t, bool below) {
-  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-  const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t));
-  const __m256i not_mask = below ? _mm256_cmpgt_epi32(a, b) : _mm256_cmpgt_epi32(b, a);
-  return static_cast<Word>(_mm256_movemask_ps(_mm256_castsi256_ps(not_mask))) ^ 0xffu;
-}
-
-template <typename T>
-inline Word compare16(const T* x, const T* t, bool below) {
-  return compare8(x, t, below) | compare8(x + 8, t + 8, below) << 8;
-}
-
 inline void half_to_float(const uint16_t* from, float* to) {
   _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
@@ -86,6 +68,7 @@ inline void float_to_half(const float* from, uint16_t* to) {
 // Each uses what those before it define.
 // clang-format off
 #include "cpu/dot_body.inl"
+#include "cpu/lanes_avx2.inl"
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
 // clang-format on

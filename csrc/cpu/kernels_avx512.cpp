@@ -51,9 +51,9 @@ struct Count {
 
 // Each uses what those before it define.
 // clang-format off
-#include "cpu/compare_avx512.inl"
 #include "cpu/half_avx512.inl"
 #include "cpu/dot_body.inl"
+#include "cpu/lanes_avx512.inl"
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
 // clang-format on

@@ -45,9 +45,9 @@ struct Count {
 
 // Each uses what those before it define.
 // clang-format off
-#include "cpu/compare_scalar.inl"
 #include "cpu/half_scalar.inl"
 #include "cpu/dot_body.inl"
+#include "cpu/lanes_scalar.inl"
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
 // clang-format on

@@ -9,9 +9,6 @@
 namespace bnn_ext::cpu {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
 // Rows of `channels` values: row r starts at (r / inner) * outer_step + (r % inner) * inner_step.
 // Either the channels are neighbours (channel_step 1: NHWC) or the rows are (inner_step 1: NCHW).
 struct Rows {
@@ -19,6 +16,7 @@ struct Rows {
 };
 
 constexpr int64_t kGrain = 1 << 15;  // values that are worth a thread
+constexpr int64_t kColumnRows = 64;
 
 // Describes a tensor without copying it, if its strides are those of one of the two layouts.
 std::optional<Rows> rows_of(const Tensor& input) {
@@ -46,89 +44,40 @@ std::optional<Rows> rows_of(const Tensor& input) {
   return rows;
 }
 
-// The kernels for float32 (also of half precision, converted on the way) or for int32.
-template <typename Value>
-struct Compare {
-  const PackKernels& level;
-  const Value* threshold;
-  const Word* flip;
-
-  void row(const Value* x, int64_t n, Word* out) const {
-    if constexpr (std::is_same_v<Value, float>)
-      level.compare_float(x, n, threshold, flip, out);
-    else
-      level.compare_int(x, n, threshold, flip, out);
+// Splits rows [begin, end) where a new outer step begins: use(first, count, offset of the first).
+template <typename Use>
+void for_each_run(const Rows& rows, int64_t begin, int64_t end, const Use& use) {
+  int64_t outer = begin / rows.inner, inner = begin % rows.inner;
+  for (int64_t row = begin; row < end; inner = 0, ++outer) {
+    const int64_t count = std::min(end - row, rows.inner - inner);
+    use(row, count, outer * rows.outer_step + inner * rows.inner_step);
+    row += count;
   }
-  // The word of channels `first` ... for `pixels` neighbouring rows.
-  void columns(const Value* x, int64_t channel_step, int64_t pixels, int64_t first,
-               int64_t channels, Word* out, int64_t out_step) const {
-    const Value* t = threshold ? threshold + first : nullptr;
-    const Word below = flip ? flip[first / kWordBits] : 0;
-    if constexpr (std::is_same_v<Value, float>)
-      level.compare_columns_float(x, channel_step, pixels, channels, t, below, out, out_step);
-    else
-      level.compare_columns_int(x, channel_step, pixels, channels, t, below, out, out_step);
-  }
-};
-
-template <typename T, typename Value>
-void pack_rows(const T* input, const Rows& rows, const Compare<Value>& compare, Word* out) {
-  const int64_t words = word_count(rows.channels);
-  torch::stable::parallel_for(
-      0, rows.count, grain_for(rows.count, rows.count * rows.channels, kGrain),
-      [&](int64_t begin, int64_t end) {
-        std::vector<Value> converted(std::is_same_v<T, Value> ? 0 : rows.channels);
-        for (int64_t row = begin; row < end; ++row) {
-          const T* x =
-              input + row / rows.inner * rows.outer_step + row % rows.inner * rows.inner_step;
-          if constexpr (std::is_same_v<T, Value>) {
-            compare.row(x, rows.channels, out + row * words);
-          } else {
-            std::copy(x, x + rows.channels, converted.begin());
-            compare.row(converted.data(), rows.channels, out + row * words);
-          }
-        }
-      });
 }
 
-template <typename T, typename Value>
-void pack_columns(const T* input, const Rows& rows, const Compare<Value>& compare, Word* out) {
-  constexpr int64_t kPixels = 64;  // rows at a time
+template <typename T>
+void pack_as(const PackKernelsOf<T>& level, const Tensor& input, const Rows& rows,
+             const std::optional<Tensor>& threshold, const std::optional<Tensor>& flip, Word* out) {
+  const bool by_rows = rows.channel_step == 1;
   const int64_t words = word_count(rows.channels);
-  const int64_t pieces = (rows.inner + kPixels - 1) / kPixels;
-  const int64_t tasks = rows.count / rows.inner * pieces * words;
-  torch::stable::parallel_for(
-      0, tasks, grain_for(tasks, rows.count * rows.channels, kGrain),
-      [&](int64_t begin, int64_t end) {
-        std::vector<Value> converted(std::is_same_v<T, Value> ? 0 : kWordBits * kPixels);
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t piece = task % pieces, word = task / pieces % words;
-          const int64_t outer = task / pieces / words;
-          const int64_t pixel = piece * kPixels, channel = word * kWordBits;
-          const int64_t pixels = std::min(kPixels, rows.inner - pixel);
-          const int64_t channels = std::min(kWordBits, rows.channels - channel);
-          const T* x = input + outer * rows.outer_step + pixel + channel * rows.channel_step;
-          Word* to = out + (outer * rows.inner + pixel) * words + word;
-          if constexpr (std::is_same_v<T, Value>) {
-            compare.columns(x, rows.channel_step, pixels, channel, channels, to, words);
-          } else {
-            for (int64_t c = 0; c < channels; ++c)
-              std::copy(x + c * rows.channel_step, x + c * rows.channel_step + pixels,
-                        converted.begin() + c * kPixels);
-            compare.columns(converted.data(), kPixels, pixels, channel, channels, to, words);
-          }
-        }
-      });
-}
-
-template <typename T, typename Value>
-void pack_as(const Tensor& input, const Rows& rows, const std::optional<Tensor>& threshold,
-             const std::optional<Tensor>& flip, Word* out) {
-  const Compare<Value> compare = {kernels().pack, data<Value>(threshold), data<Word>(flip)};
-  if (rows.channel_step == 1)
-    pack_rows<T, Value>(data<T>(input), rows, compare, out);
-  else
-    pack_columns<T, Value>(data<T>(input), rows, compare, out);
+  // Rows in a task: neighbouring rows of an NCHW map share cache lines, so they stay together.
+  const int64_t unit = by_rows ? 1 : kColumnRows;
+  const int64_t tasks = (rows.count + unit - 1) / unit;
+  torch::stable::parallel_for(0, tasks, grain_for(tasks, rows.count * rows.channels, kGrain),
+                              [&](int64_t begin, int64_t end) {
+                                for_each_run(rows, begin * unit, std::min(end * unit, rows.count),
+                                             [&](int64_t row, int64_t count, int64_t offset) {
+                                               const PackTile<T> tile = {
+                                                   data<T>(input) + offset,
+                                                   count,
+                                                   rows.channels,
+                                                   by_rows ? rows.inner_step : rows.channel_step,
+                                                   data<ThresholdOf<T>>(threshold),
+                                                   data<Word>(flip),
+                                                   out + row * words};
+                                               (by_rows ? level.rows : level.columns)(tile);
+                                             });
+                              });
 }
 
 }  // namespace
@@ -152,18 +101,19 @@ Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
   const Tensor source = rows ? input : torch::stable::contiguous(input);
   if (!rows) rows = rows_of(source);
   Word* to = mutable_data<Word>(out);
+  const PackKernels& level = kernels().pack;
   switch (input.scalar_type()) {
     case ScalarType::Float:
-      pack_as<float, float>(source, *rows, thresholds, flips, to);
+      pack_as(level.float32, source, *rows, thresholds, flips, to);
       break;
     case ScalarType::Half:
-      pack_as<Half, float>(source, *rows, thresholds, flips, to);
+      pack_as(level.float16, source, *rows, thresholds, flips, to);
       break;
     case ScalarType::BFloat16:
-      pack_as<BFloat16, float>(source, *rows, thresholds, flips, to);
+      pack_as(level.bfloat16, source, *rows, thresholds, flips, to);
       break;
     case ScalarType::Int:
-      pack_as<int32_t, int32_t>(source, *rows, thresholds, flips, to);
+      pack_as(level.int32, source, *rows, thresholds, flips, to);
       break;
     default:
       STD_TORCH_CHECK(false, "input must be float32, float16, bfloat16 or int32");
@@ -173,15 +123,15 @@ Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
 
 namespace {
 
+// Writes values of T with the bits `plus` and `minus`.
 template <typename T>
-void unpack_as(const Word* from, int64_t rows, int64_t channels, T* to) {
-  const int64_t words = word_count(channels);
-  const T plus = static_cast<T>(1), minus = static_cast<T>(-1);
+void unpack_as(void (*kernel)(const Word*, int64_t, int64_t, T, T, T*), const Tensor& packed,
+               const Tensor& out, T plus, T minus) {
+  const int64_t channels = out.size(-1), rows = out.numel() / channels;
   torch::stable::parallel_for(
       0, rows, grain_for(rows, rows * channels, kGrain), [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row)
-          for (int64_t c = 0; c < channels; ++c)
-            to[row * channels + c] = get_bit(from + row * words, c) ? plus : minus;
+        kernel(data<Word>(packed) + begin * word_count(channels), end - begin, channels, plus,
+               minus, mutable_data<T>(out) + begin * channels);
       });
 }
 
@@ -191,23 +141,22 @@ Tensor unpack(const Tensor& packed, int64_t channels, ScalarType dtype) {
   shape.back() = channels;
   const Tensor out = new_tensor(shape, dtype);
   if (channels == 0) return out;
-  const Word* from = data<Word>(source);
-  const int64_t rows = out.numel() / channels;
+  const PackKernels& level = kernels().pack;
   switch (dtype) {
     case ScalarType::Float:
-      unpack_as(from, rows, channels, mutable_data<float>(out));
+      unpack_as<uint32_t>(level.unpack32, source, out, 0x3f800000, 0xbf800000);
       break;
     case ScalarType::Half:
-      unpack_as(from, rows, channels, mutable_data<Half>(out));
+      unpack_as<uint16_t>(level.unpack16, source, out, 0x3c00, 0xbc00);
       break;
     case ScalarType::BFloat16:
-      unpack_as(from, rows, channels, mutable_data<BFloat16>(out));
+      unpack_as<uint16_t>(level.unpack16, source, out, 0x3f80, 0xbf80);
       break;
     case ScalarType::Int:
-      unpack_as(from, rows, channels, mutable_data<int32_t>(out));
+      unpack_as<uint32_t>(level.unpack32, source, out, 1, ~uint32_t{0});
       break;
     case ScalarType::Char:
-      unpack_as(from, rows, channels, mutable_data<int8_t>(out));
+      unpack_as<uint8_t>(level.unpack8, source, out, 1, 0xff);
       break;
     default:
       STD_TORCH_CHECK(false, "dtype must be float32, float16, bfloat16, int32 or int8");
@@ -225,22 +174,17 @@ Tensor flatten(const Tensor& packed, int64_t channels) {
   const Tensor out = new_tensor({images, out_words}, ScalarType::Int);
   const Word* from = data<Word>(source);
   Word* to = mutable_data<Word>(out);
-  std::fill(to, to + out.numel(), Word{0});
   torch::stable::parallel_for(
       0, images, grain_for(images, images * pixels * words, kGrain / kWordBits),
       [&](int64_t begin, int64_t end) {
-        for (int64_t image = begin; image < end; ++image)
-          for (int64_t pixel = 0; pixel < pixels; ++pixel)
-            for (int64_t word = 0; word < words; ++word) {
-              const Word bits = from[(image * pixels + pixel) * words + word] &
-                                low_bits(channels - word * kWordBits);
-              const int64_t bit = pixel * channels + word * kWordBits;
-              const int64_t shift = bit % kWordBits;
-              Word* target = to + image * out_words + bit / kWordBits;
-              target[0] |= bits << shift;
-              const Word rest = shift ? bits >> (kWordBits - shift) : 0;
-              if (rest) target[1] |= rest;  // no tail bits, so never past the end
-            }
+        for (int64_t image = begin; image < end; ++image) {
+          BitWriter writer(to + image * out_words);
+          const Word* pixel = from + image * pixels * words;
+          for (int64_t i = 0; i < pixels; ++i, pixel += words)
+            for (int64_t c = 0; c < channels; c += kWordBits)
+              writer.append(pixel[c / kWordBits], std::min(kWordBits, channels - c));
+          writer.finish();
+        }
       });
   return out;
 }

@@ -1,26 +1,60 @@
-// Packing of real values: what one CPU level offers.
+// Packing of real values and unpacking to ±1: what one CPU level offers.
 #pragma once
+
+#include <type_traits>
 
 #include "common/bits.h"
 
 namespace bnn_ext::cpu {
 
-struct PackKernels {
-  // Packs n comparisons x >= threshold (<= where flip is set). A null threshold is 0, a null flip
-  // all 0. Writes word_count(n) words with zero tail bits.
-  void (*compare_float)(const float* x, int64_t n, const float* threshold, const Word* flip,
-                        Word* out);
-  void (*compare_int)(const int32_t* x, int64_t n, const int32_t* threshold, const Word* flip,
-                      Word* out);
+constexpr int64_t kPackLanes = 16;  // values that a level compares at a time
 
-  // The same for channels that lie apart, as in NCHW: one word of up to 32 `channels` for each of
-  // `pixels` neighbouring values, `below` being that word of flip.
-  void (*compare_columns_float)(const float* x, int64_t channel_step, int64_t pixels,
-                                int64_t channels, const float* threshold, Word below, Word* out,
-                                int64_t out_step);
-  void (*compare_columns_int)(const int32_t* x, int64_t channel_step, int64_t pixels,
-                              int64_t channels, const int32_t* threshold, Word below, Word* out,
-                              int64_t out_step);
+// Half precision as it lies in memory; a level converts it to float on the way.
+struct Half {
+  static constexpr uint16_t kInfinity = 0x7c00;
+  uint16_t bits;
+};
+struct BFloat16 {
+  static constexpr uint16_t kInfinity = 0x7f80;
+  uint16_t bits;
+};
+
+// What values of type T are compared with.
+template <typename T>
+using ThresholdOf = std::conditional_t<std::is_same_v<T, int32_t>, int32_t, float>;
+
+// A matrix of values to pack. Either the channels of a row are neighbours (as in NHWC), `step`
+// leading from row to row, or the rows are (as in NCHW), `step` leading from channel to channel.
+template <typename T>
+struct PackTile {
+  const T* input;
+  int64_t rows, channels, step;
+  const ThresholdOf<T>* threshold;  // [channels], or null for 0
+  const Word* flip;                 // [word_count(channels)], or null for all 0
+  Word* out;                        // [rows][word_count(channels)]
+};
+
+// Packs input >= threshold, or input <= threshold where flip is set. No tail bits are set.
+template <typename T>
+struct PackKernelsOf {
+  void (*rows)(const PackTile<T>& tile);     // channels are neighbours
+  void (*columns)(const PackTile<T>& tile);  // rows are neighbours
+};
+
+struct PackKernels {
+  PackKernelsOf<float> float32;
+  PackKernelsOf<Half> float16;
+  PackKernelsOf<BFloat16> bfloat16;
+  PackKernelsOf<int32_t> int32;
+
+  // out[r][i] = bit i of row r ? plus : minus, for [rows][word_count(channels)] words, in values of
+  // 8, 16 or 32 bits.
+  void (*unpack8)(const Word* words, int64_t rows, int64_t channels, uint8_t plus, uint8_t minus,
+                  uint8_t* out);
+  void (*unpack16)(const Word* words, int64_t rows, int64_t channels, uint16_t plus, uint16_t minus,
+                   uint16_t* out);
+  void (*unpack32)(const Word* words, int64_t rows, int64_t channels, uint32_t plus, uint32_t minus,
+                   uint32_t* out);
 };
 
 }  // namespace bnn_ext::cpu
