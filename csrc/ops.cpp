@@ -45,6 +45,22 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
       "ScalarType? dtype, Tensor? threshold, Tensor? flip, Tensor? tiles=None) -> Tensor[]");
 
   m.def(
+      "binary_weight_linear(Tensor input, Tensor weight, int in_features, Tensor? scale=None, "
+      "Tensor? bias=None, Tensor? tiles=None) -> Tensor");
+  m.def(
+      "binary_weight_linear_bits(Tensor input, Tensor weight, int in_features, Tensor threshold, "
+      "Tensor? flip, Tensor? tiles=None) -> Tensor");
+
+  m.def(
+      "binary_weight_conv2d(Tensor input, Tensor weight, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups, int pad_value, Tensor? scale=None, Tensor? bias=None, "
+      "Tensor? tiles=None) -> Tensor");
+  m.def(
+      "binary_weight_conv2d_bits(Tensor input, Tensor weight, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups, int pad_value, Tensor threshold, Tensor? flip, "
+      "Tensor? tiles=None) -> Tensor");
+
+  m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, "
       "int[2] dilation, bool ceil_mode, Tensor? minimum=None) -> Tensor");
 }

@@ -7,6 +7,7 @@
 #include "cpu/dot_kernels.h"
 #include "cpu/epilogue_kernels.h"
 #include "cpu/pack_kernels.h"
+#include "cpu/real_kernels.h"
 
 namespace bnn_ext::cpu {
 
@@ -15,6 +16,7 @@ struct Kernels {
   DotKernels dot;
   EpilogueKernels epilogue;
   PackKernels pack;
+  RealKernels real;
 };
 
 extern const Kernels kKernelsGeneric;

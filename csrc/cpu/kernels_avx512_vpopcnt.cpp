@@ -41,6 +41,8 @@ struct Count {
 #include "cpu/lanes_avx512.inl"
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
+#include "cpu/lookup_avx512.inl"
+#include "cpu/real_body.inl"
 // clang-format on
 
 }  // namespace

@@ -1,0 +1,152 @@
+// What linear layers and convolutions of real inputs with binary weights share.
+#pragma once
+
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "cpu/dot.h"
+
+namespace bnn_ext::cpu {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+constexpr int64_t kGrainSums = 1 << 20;  // multiply-accumulates that are worth waking a thread
+
+// Sums of integers are exact; all floats are summed in float32.
+template <typename In>
+using SumOf = std::conditional_t<std::is_same_v<In, uint8_t>, int32_t, float>;
+
+// Integer sums fit into int32.
+inline void check_signed_sums(const Tensor& input, int64_t k) {
+  if (input.scalar_type() == ScalarType::Byte)
+    STD_TORCH_CHECK(k <= std::numeric_limits<int32_t>::max() / 255, "a sum of ", k,
+                    " signed uint8 values overflows");
+}
+
+template <typename T>
+const SignedSumKernels<T>& signed_sums(const Kernels& level) {
+  if constexpr (std::is_same_v<T, float>)
+    return level.real.floats;
+  else
+    return level.real.ints;
+}
+
+// Uninitialized values that start at a cache line.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size)
+      : values_(static_cast<T*>(::operator new(size * sizeof(T), kAlignment))) {}
+  T* get() const { return values_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Delete {
+    void operator()(T* values) const { ::operator delete(values, kAlignment); }
+  };
+  std::unique_ptr<T[], Delete> values_;
+};
+
+// What becomes of sums: store(position, first, count, sums) takes `count` channels from `first` on,
+// a multiple of 32, at one output position, and may change them. Calls come from several threads.
+
+struct StoreInts {
+  int32_t* out;
+  int64_t channels;
+
+  void operator()(int64_t position, int64_t first, int64_t count, const int32_t* sums) const {
+    std::copy_n(sums, count, out + position * channels + first);
+  }
+};
+
+template <typename T>
+struct StoreFloats {
+  T* out;
+  int64_t channels;
+  const float *scale, *bias;
+  const Kernels& level;
+
+  void operator()(int64_t position, int64_t first, int64_t count, float* sums) const {
+    level.real.finish(sums, count, scale ? scale + first : nullptr, bias ? bias + first : nullptr);
+    std::copy_n(sums, count, out + position * channels + first);  // rounds to T
+  }
+};
+
+template <typename T>
+struct StoreBits {
+  Word* out;
+  int64_t channels;
+  const T* threshold;
+  const Word* flip;
+  const Kernels& level;
+
+  void operator()(int64_t position, int64_t first, int64_t count, const T* sums) const {
+    const int64_t word = first / kWordBits;
+    Word* to = out + position * word_count(channels) + word;
+    const Word* below = flip ? flip + word : nullptr;
+    if constexpr (std::is_same_v<T, float>)
+      level.pack.compare_float(sums, count, threshold + first, below, to);
+    else
+      level.pack.compare_int(sums, count, threshold + first, below, to);
+  }
+};
+
+// Calls f with a value of the type of the input.
+template <typename F>
+void with_input_type(const Tensor& input, const F& f) {
+  switch (input.scalar_type()) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    case ScalarType::Byte:
+      return f(uint8_t{});
+    default:
+      STD_TORCH_CHECK(false, "input must be float32, float16, bfloat16 or uint8");
+  }
+}
+
+// The two kinds of output, [..., channels] with `shape` first. run(In{}, store) computes all sums.
+template <typename Run>
+Tensor signed_sum_values(const Tensor& input, std::vector<int64_t> shape, int64_t channels,
+                         const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+                         const Run& run) {
+  const bool integer = input.scalar_type() == ScalarType::Byte;
+  STD_TORCH_CHECK(!integer || (!scale && !bias), "uint8 input gives sums, without scale and bias");
+  const auto scales = checked_vector(scale, "scale", channels, ScalarType::Float);
+  const auto biases = checked_vector(bias, "bias", channels, ScalarType::Float);
+  shape.push_back(channels);
+  const Tensor out = new_tensor(input, shape, integer ? ScalarType::Int : input.scalar_type());
+  with_input_type(input, [&](auto value) {
+    using In = decltype(value);
+    if constexpr (std::is_same_v<In, uint8_t>)
+      run(value, StoreInts{mutable_data<int32_t>(out), channels});
+    else
+      run(value, StoreFloats<In>{mutable_data<In>(out), channels, data<float>(scales),
+                                 data<float>(biases), kernels()});
+  });
+  return out;
+}
+
+template <typename Run>
+Tensor signed_sum_bits(const Tensor& input, std::vector<int64_t> shape, int64_t channels,
+                       const Tensor& threshold, const std::optional<Tensor>& flip, const Run& run) {
+  const bool integer = input.scalar_type() == ScalarType::Byte;
+  const Tensor thresholds = *checked_vector(threshold, "threshold", channels,
+                                            integer ? ScalarType::Int : ScalarType::Float);
+  const auto flips = checked_vector(flip, "flip", word_count(channels), ScalarType::Int);
+  shape.push_back(word_count(channels));
+  const Tensor out = new_tensor(input, shape, ScalarType::Int);
+  with_input_type(input, [&](auto value) {
+    using Sum = SumOf<decltype(value)>;
+    run(value, StoreBits<Sum>{mutable_data<Word>(out), channels, data<Sum>(thresholds),
+                              data<Word>(flips), kernels()});
+  });
+  return out;
+}
+
+}  // namespace bnn_ext::cpu
