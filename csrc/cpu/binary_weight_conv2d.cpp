@@ -188,9 +188,10 @@ void run(const Conv& conv, const Store& store) {
           for (int64_t ky = 0, tap = 0; ky < vertical.kernel; ++ky)
             for (int64_t kx = 0; kx < horizontal.kernel; ++kx, ++tap)
               taps[tap] = {
-                  ring.offset(row + ky * vertical.dilation, kx * horizontal.dilation), tap * words};
-          std::fill_n(sums.get(), (last - first) * sums_stride, T{0});
-          for (int64_t group = 0; group < conv.groups; ++group) {
+                  ring.offset(row + ky * vertical.dilation, kx * horizontal.dilation), tap * words * kBlock};
+          if (conv.group_channels == 0)
+            std::fill_n(sums.get(), (last - first) * sums_stride, T{0});
+          for (int64_t group = 0; group < conv.groups && conv.group_channels > 0; ++group) {
             SignedSums<T> problem;
             problem.tables = ring.tables(group);
             problem.row_stride = ring.offset(0, horizontal.stride);
@@ -201,17 +202,17 @@ void run(const Conv& conv, const Store& store) {
             problem.block_stride = block_words;
             problem.rows = last - first;
             problem.blocks = blocks;
+            problem.more = false;
             problem.sums = sums.get() + group * blocks * kBlock;
             problem.sums_stride = sums_stride;
             signed_sums<T>(level).add(problem);
           }
-          for (int64_t x = first; x < last; ++x) {
-            T* pixel = sums.get() + (x - first) * sums_stride;
-            for (int64_t group = 1; group < conv.groups; ++group)  // over the gaps between them
-              std::copy_n(pixel + group * blocks * kBlock, conv.group_out,
-                          pixel + group * conv.group_out);
-            store((image * height + y) * width + x, 0, conv.out(), pixel);
-          }
+          for (int64_t group = 1; group < conv.groups; ++group)  // close the gaps between them
+            for (int64_t i = 0; i < last - first; ++i)
+              std::copy_n(sums.get() + i * sums_stride + group * blocks * kBlock, conv.group_out,
+                          sums.get() + i * sums_stride + group * conv.group_out);
+          store({(image * height + y) * width + first, last - first, 0, conv.out(), sums.get(),
+                 sums_stride});
         }
       });
 }

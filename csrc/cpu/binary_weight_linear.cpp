@@ -72,8 +72,7 @@ void run(const Linear& linear, const Store& store) {
           const int64_t channels = std::min(chunk_count * kTileChannels, linear.out - first);
           problem.rows = std::min(tile_rows, linear.rows - first_row);
           problem.blocks = (channels + kBlock - 1) / kBlock;
-          std::fill_n(sums.get(), problem.rows * most_channels, T{0});
-
+          if (k == 0) std::fill_n(sums.get(), problem.rows * most_channels, T{0});
           for (int64_t start = 0; start < k; start += piece) {
             const int64_t count = std::min(piece, k - start);
             for (int64_t row = 0; row < problem.rows; ++row) {
@@ -86,13 +85,13 @@ void run(const Linear& linear, const Store& store) {
                 kernel.make_tables(converted.get(), 1, count, 0, 1, to);
               }
             }
+            problem.more = start > 0;
             problem.tap_quads = quad_count(count);
             problem.weight = data<Word>(linear.tiles) + first_chunk * kTileBlocks * words * kBlock +
                              start / kWordBits * kBlock;
             kernel.add(problem);
           }
-          for (int64_t row = 0; row < problem.rows; ++row)
-            store(first_row + row, first, channels, sums.get() + row * most_channels);
+          store({first_row, problem.rows, first, channels, sums.get(), most_channels});
         }
       });
 }

@@ -70,6 +70,7 @@ struct Lookup {
     return {_mm256_srli_epi32(signs.low, 4), _mm256_srli_epi32(signs.high, 4)};
   }
 
+  inline void clear() { low = high = Table{}; }
   inline void load(const T* sums) {
     low = load8(sums);
     high = load8(sums + 8);

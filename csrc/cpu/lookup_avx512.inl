@@ -41,6 +41,7 @@ struct Lookup {
   static inline Signs load_signs(const Word* words) { return _mm512_loadu_si512(words); }
   static inline Signs next(Signs signs) { return _mm512_srli_epi32(signs, 4); }
 
+  inline void clear() { lanes = Table{}; }
   inline void load(const T* sums) { lanes = load16(sums); }
   inline void store(T* sums) const { store16(lanes, sums); }
   inline void add(Table table, Signs signs) { lanes = sum16(lanes, look_up(signs, table)); }

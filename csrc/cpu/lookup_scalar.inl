@@ -26,6 +26,9 @@ struct Lookup {
     return signs;
   }
 
+  inline void clear() {
+    for (T& sum : lanes) sum = 0;
+  }
   inline void load(const T* sums) {
     for (int lane = 0; lane < kBlock; ++lane) lanes[lane] = sums[lane];
   }

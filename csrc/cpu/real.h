@@ -49,15 +49,25 @@ class Buffer {
   std::unique_ptr<T[], Delete> values_;
 };
 
-// What becomes of sums: store(position, first, count, sums) takes `count` channels from `first` on,
-// a multiple of 32, at one output position, and may change them. Calls come from several threads.
+// Sums of output positions from `position` on: `count` channels from `first` on, a multiple of 32.
+template <typename T>
+struct Sums {
+  int64_t position, positions;
+  int64_t first, count;
+  T* values;       // may be overwritten
+  int64_t stride;  // from position to position
+};
+
+// What becomes of sums. Calls come from several threads, each result exactly once.
 
 struct StoreInts {
   int32_t* out;
   int64_t channels;
 
-  void operator()(int64_t position, int64_t first, int64_t count, const int32_t* sums) const {
-    std::copy_n(sums, count, out + position * channels + first);
+  void operator()(const Sums<int32_t>& sums) const {
+    for (int64_t i = 0; i < sums.positions; ++i)
+      std::copy_n(sums.values + i * sums.stride, sums.count,
+                  out + (sums.position + i) * channels + sums.first);
   }
 };
 
@@ -68,9 +78,14 @@ struct StoreFloats {
   const float *scale, *bias;
   const Kernels& level;
 
-  void operator()(int64_t position, int64_t first, int64_t count, float* sums) const {
-    level.real.finish(sums, count, scale ? scale + first : nullptr, bias ? bias + first : nullptr);
-    std::copy_n(sums, count, out + position * channels + first);  // rounds to T
+  void operator()(const Sums<float>& sums) const {
+    for (int64_t i = 0; i < sums.positions; ++i) {
+      float* values = sums.values + i * sums.stride;
+      level.real.finish(values, sums.count, scale ? scale + sums.first : nullptr,
+                        bias ? bias + sums.first : nullptr);
+      std::copy_n(values, sums.count,  // rounds to T
+                  out + (sums.position + i) * channels + sums.first);
+    }
   }
 };
 
@@ -82,14 +97,11 @@ struct StoreBits {
   const Word* flip;
   const Kernels& level;
 
-  void operator()(int64_t position, int64_t first, int64_t count, const T* sums) const {
-    const int64_t word = first / kWordBits;
-    Word* to = out + position * word_count(channels) + word;
-    const Word* below = flip ? flip + word : nullptr;
-    if constexpr (std::is_same_v<T, float>)
-      level.pack.compare_float(sums, count, threshold + first, below, to);
-    else
-      level.pack.compare_int(sums, count, threshold + first, below, to);
+  void operator()(const Sums<T>& sums) const {
+    const int64_t words = word_count(channels), word = sums.first / kWordBits;
+    signed_sums<T>(level).compare(sums.values, sums.stride, sums.positions, sums.count,
+                                  threshold + sums.first, flip ? flip + word : nullptr,
+                                  out + sums.position * words + word, words);
   }
 };
 

@@ -1,4 +1,4 @@
-// Signed sums of one CPU level, written once against its `Lookup`; included like dot_body.inl.
+// Signed sums of one CPU level, written once against its `Lookup`; included behind pack_body.inl.
 //
 // The level defines before:
 //
@@ -9,44 +9,57 @@
 //     make_table(x0, x1, x2, x3, table)
 //     load_table(table)  a table in registers
 //     load_signs(words)  16 words of weights; next(signs) moves on to their next nibbles
-//     load(sums)         16 sums; add(table, signs), store(sums)
+//     clear(), load(sums)  16 sums; add(table, signs), store(sums)
 
 template <typename T, int kRows, int kBlocks>
 void add_tile(const SignedSums<T>& problem, int64_t row, int64_t block) {
-  T* sums = problem.sums + row * problem.sums_stride + block * kBlock;
+  using Signs = typename Lookup<T>::Signs;
+  const int64_t row_stride = problem.row_stride, block_stride = problem.block_stride;
+  const int64_t sums_stride = problem.sums_stride;
+  T* sums = problem.sums + row * sums_stride + block * kBlock;
   Lookup<T> lookup[kRows][kBlocks];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) lookup[r][b].load(sums + r * problem.sums_stride + b * kBlock);
+    for (int b = 0; b < kBlocks; ++b)
+      if (problem.more)
+        lookup[r][b].load(sums + r * sums_stride + b * kBlock);
+      else
+        lookup[r][b].clear();
 
-  const Word* weight = problem.weight + block * problem.block_stride;
-  for (int64_t t = 0; t < problem.tap_count; ++t) {
-    const T* table = problem.tables + row * problem.row_stride + problem.taps[t].tables;
-    const Word* words = weight + problem.taps[t].weight * kBlock;
-    for (int64_t left = problem.tap_quads; left > 0; left -= kWordQuads, words += kBlock) {
-      typename Lookup<T>::Signs signs[kBlocks];
+  const T* tables = problem.tables + row * row_stride;
+  const Word* weight = problem.weight + block * block_stride;
+  const int64_t quads = problem.tap_quads;
+  const TableTap* end = problem.taps + problem.tap_count;
+  for (const TableTap* tap = problem.taps; tap != end; ++tap) {
+    const T* table = tables + tap->tables;
+    const Word* words = weight + tap->weight;
+    int64_t left = quads;
+    do {
+      Signs signs[kBlocks];
 #pragma GCC unroll 8
-      for (int b = 0; b < kBlocks; ++b)
-        signs[b] = Lookup<T>::load_signs(words + b * problem.block_stride);
-      const T* end = table + (left < kWordQuads ? left : kWordQuads) * Lookup<T>::kTableSize;
-      for (; table < end; table += Lookup<T>::kTableSize) {
+      for (int b = 0; b < kBlocks; ++b) signs[b] = Lookup<T>::load_signs(words + b * block_stride);
+      int64_t nibbles = left < kWordQuads ? left : kWordQuads;
+      for (;;) {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const auto row_table = Lookup<T>::load_table(table + r * problem.row_stride);
+          const auto row_table = Lookup<T>::load_table(table + r * row_stride);
 #pragma GCC unroll 8
           for (int b = 0; b < kBlocks; ++b) lookup[r][b].add(row_table, signs[b]);
         }
+        table += Lookup<T>::kTableSize;
+        if (--nibbles == 0) break;
 #pragma GCC unroll 8
         for (int b = 0; b < kBlocks; ++b) signs[b] = Lookup<T>::next(signs[b]);
       }
-    }
+      words += kBlock;
+      left -= kWordQuads;
+    } while (left > 0);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b)
-      lookup[r][b].store(sums + r * problem.sums_stride + b * kBlock);
+    for (int b = 0; b < kBlocks; ++b) lookup[r][b].store(sums + r * sums_stride + b * kBlock);
 }
 
 template <typename T, int kRows>
@@ -78,22 +91,43 @@ void add(const SignedSums<T>& problem) {
   }
 }
 
+// The tables of quads of which kCount channels are there.
+template <typename T, int kCount>
+inline void make_quad(const T* x, int64_t channel_step, T* table) {
+  Lookup<T>::make_table(x[0], kCount > 1 ? x[channel_step] : T{0},
+                        kCount > 2 ? x[2 * channel_step] : T{0},
+                        kCount > 3 ? x[3 * channel_step] : T{0}, table);
+}
+
 template <typename T>
 void make_tables(const T* input, int64_t channel_step, int64_t channels, int64_t pixel_step,
                  int64_t pixels, T* tables) {
-  const int64_t whole = channels - channels % kQuad;
-  for (int64_t pixel = 0; pixel < pixels; ++pixel, input += pixel_step) {
-    for (int64_t c = 0; c < whole; c += kQuad, tables += Lookup<T>::kTableSize) {
-      const T* x = input + c * channel_step;
-      Lookup<T>::make_table(x[0], x[channel_step], x[2 * channel_step], x[3 * channel_step],
-                            tables);
-    }
-    if (whole < channels) {
-      T x[kQuad] = {};
-      for (int64_t c = whole; c < channels; ++c) x[c - whole] = input[c * channel_step];
-      Lookup<T>::make_table(x[0], x[1], x[2], x[3], tables);
-      tables += Lookup<T>::kTableSize;
-    }
+  const int64_t rest = channels % kQuad, whole = channels - rest;
+  const int64_t whole_size = whole / kQuad * Lookup<T>::kTableSize;
+  const int64_t pixel_size = whole_size + (rest > 0 ? Lookup<T>::kTableSize : 0);
+  for (int64_t pixel = 0; whole > 0 && pixel < pixels; ++pixel) {
+    T* table = tables + pixel * pixel_size;
+    for (int64_t c = 0; c < whole; c += kQuad, table += Lookup<T>::kTableSize)
+      make_quad<T, kQuad>(input + pixel * pixel_step + c * channel_step, channel_step, table);
+  }
+  const auto make_last = [&](auto make) {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel)
+      make(input + pixel * pixel_step + whole * channel_step, channel_step,
+           tables + pixel * pixel_size + whole_size);
+  };
+  if (rest == 1) make_last(make_quad<T, 1>);
+  if (rest == 2) make_last(make_quad<T, 2>);
+  if (rest == 3) make_last(make_quad<T, 3>);
+}
+
+template <typename T>
+void compare_rows(const T* sums, int64_t sums_stride, int64_t rows, int64_t channels,
+                  const T* threshold, const Word* flip, Word* out, int64_t out_stride) {
+  for (int64_t c = 0; c < channels; c += kWordBits, ++out) {
+    const int64_t count = channels - c < kWordBits ? channels - c : kWordBits;
+    const Word* below = flip ? flip + c / kWordBits : nullptr;
+    for (int64_t row = 0; row < rows; ++row)
+      compare(sums + row * sums_stride + c, count, threshold + c, below, out + row * out_stride);
   }
 }
 
@@ -105,6 +139,6 @@ void finish(float* values, int64_t n, const float* scale, const float* bias) {
 }
 
 constexpr RealKernels kRealKernels = {Lookup<float>::kTableSize,
-                                      {make_tables<float>, add<float>},
-                                      {make_tables<int32_t>, add<int32_t>},
+                                      {make_tables<float>, add<float>, compare_rows<float>},
+                                      {make_tables<int32_t>, add<int32_t>, compare_rows<int32_t>},
                                       finish};

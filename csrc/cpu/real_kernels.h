@@ -20,23 +20,24 @@ constexpr int64_t kWordQuads = kWordBits / kQuad;  // nibbles in a word of weigh
 constexpr int64_t quad_count(int64_t channels) { return (channels + kQuad - 1) / kQuad; }
 
 // Consecutive tables that meet consecutive weights. Offsets from a window's first table, in values,
-// and from a block's first word, in k.
+// and from the first word of a block.
 struct TableTap {
   int64_t tables;
   int64_t weight;
 };
 
-// sums[row][channel] += the signed sum of window(row) by weight(channel)
+// sums[row][channel] = or += the signed sum of window(row) by weight(channel)
 template <typename T>
 struct SignedSums {
   const T* tables;     // of window 0
   int64_t row_stride;  // values between the tables of neighbouring windows
   const TableTap* taps;
   int64_t tap_count;
-  int64_t tap_quads;     // tables in each tap
+  int64_t tap_quads;     // tables in each tap, at least one
   const Word* weight;    // first block
   int64_t block_stride;  // words between blocks
   int64_t rows, blocks;
+  bool more;            // adds to the sums that are there, not to zeros
   T* sums;              // [rows][16 * blocks]
   int64_t sums_stride;  // values between rows
 };
@@ -49,6 +50,10 @@ struct SignedSumKernels {
                       int64_t pixels, T* tables);
 
   void (*add)(const SignedSums<T>& problem);
+
+  // PackKernels' comparison for rows of channels.
+  void (*compare)(const T* sums, int64_t sums_stride, int64_t rows, int64_t channels,
+                  const T* threshold, const Word* flip, Word* out, int64_t out_stride);
 };
 
 struct RealKernels {
