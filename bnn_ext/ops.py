@@ -11,7 +11,8 @@ the argument, what was found and what was expected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ __all__ = [
     "conv2d_float",
     "conv2d_bits",
     "conv2d_fused",
+    "binary_weight_linear",
+    "binary_weight_linear_bits",
+    "binary_weight_conv2d",
+    "binary_weight_conv2d_bits",
     "max_pool2d",
 ]
 
@@ -40,6 +45,7 @@ TILE_CHANNELS = 16  # output channels that lie side by side in tiled weights
 _PACKABLE = (torch.float32, torch.float16, torch.bfloat16, torch.int32)
 _UNPACKED = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int8)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_REAL = (*_FLOATS, torch.uint8)
 
 _Pair = int | Sequence[int]
 
@@ -597,6 +603,24 @@ def _check_conv2d(
     _check_supported("input", input)
     _check_packed("weight", weight, in_channels // groups, rank=4)
     _check_device("weight", weight, input.device)
+    geometry = _check_geometry(
+        tuple(input.shape[1:3]), weight, stride, padding, dilation, groups, pad_value
+    )
+    _check_sums("weight", weight.shape[1] * weight.shape[2] * in_channels // groups)
+    _check_tiles(tiles, weight, groups)
+    return geometry
+
+
+def _check_geometry(
+    size: Sequence[int],
+    weight: Tensor,
+    stride: _Pair,
+    padding: _Pair,
+    dilation: _Pair,
+    groups: int,
+    pad_value: int,
+) -> _ConvArguments:
+    """The kernels fit a map of `size`, height and width; `weight` has 4 dimensions."""
     if weight.shape[0] % groups:
         raise ValueError(
             f"groups must divide the {weight.shape[0]} output channels, found {groups}"
@@ -608,29 +632,27 @@ def _check_conv2d(
     padding = _pair("padding", padding, 0)
     dilation = _pair("dilation", dilation, 1)
     for axis in (0, 1):
-        size, kernel = input.shape[1 + axis], weight.shape[1 + axis]
-        if kernel < 1 or _conv_size(size, kernel, 1, padding[axis], dilation[axis]) < 1:
+        kernel = weight.shape[1 + axis]
+        if kernel < 1 or _conv_size(size[axis], kernel, 1, padding[axis], dilation[axis]) < 1:
             raise ValueError(
                 f"weight has kernel size {tuple(weight.shape[1:3])}, which with dilation "
-                f"{dilation} does not fit the input's {tuple(input.shape[1:3])} padded by {padding}"
+                f"{dilation} does not fit the input's {tuple(size)} padded by {padding}"
             )
-    _check_sums("weight", weight.shape[1] * weight.shape[2] * in_channels // groups)
-    _check_tiles(tiles, weight, groups)
     return stride, padding, dilation
 
 
 def _conv2d_shape(
-    input: Tensor,
+    batch: int,
+    size: Sequence[int],
     weight: Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[int, int, int]:
     height, width = (
-        _conv_size(input.shape[1 + i], weight.shape[1 + i], stride[i], padding[i], dilation[i])
-        for i in (0, 1)
+        _conv_size(size[i], weight.shape[1 + i], stride[i], padding[i], dilation[i]) for i in (0, 1)
     )
-    return input.shape[0], height, width
+    return batch, height, width
 
 
 def conv2d(
@@ -679,7 +701,7 @@ def _(
     pad_value: int,
     tiles: Tensor | None = None,
 ) -> Tensor:
-    shape = _conv2d_shape(input, weight, stride, padding, dilation)
+    shape = _conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation)
     return input.new_empty((*shape, weight.shape[0]))
 
 
@@ -747,7 +769,7 @@ def _(
     dtype: torch.dtype,
     tiles: Tensor | None = None,
 ) -> Tensor:
-    shape = _conv2d_shape(input, weight, stride, padding, dilation)
+    shape = _conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation)
     return input.new_empty((*shape, weight.shape[0]), dtype=dtype)
 
 
@@ -810,7 +832,7 @@ def _(
     flip: Tensor | None,
     tiles: Tensor | None = None,
 ) -> Tensor:
-    shape = _conv2d_shape(input, weight, stride, padding, dilation)
+    shape = _conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation)
     return input.new_empty((*shape, words(weight.shape[0])))
 
 
@@ -844,7 +866,10 @@ def conv2d_fused(
     stride, padding, dilation = _check_conv2d(
         input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles
     )
-    shape = (*_conv2d_shape(input, weight, stride, padding, dilation), weight.shape[0])
+    shape = (
+        *_conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation),
+        weight.shape[0],
+    )
     operations, operands = _check_fused(steps, dtype, threshold, flip, shape, input.device)
     results = torch.ops.bnn_ext.conv2d_fused(
         input,
@@ -882,7 +907,7 @@ def _(
     flip: Tensor | None,
     tiles: Tensor | None = None,
 ) -> list[Tensor]:
-    shape = _conv2d_shape(input, weight, stride, padding, dilation)
+    shape = _conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation)
     return _empty_results(input, shape, weight.shape[0], dtype, threshold)
 
 
@@ -907,6 +932,302 @@ def _(
         input, weight, in_channels, stride, padding, dilation, groups, pad_value
     )
     return _finish(sums, operations, operands, dtype, threshold, flip)
+
+
+# --- real inputs ----------------------------------------------------------------------------------
+
+# One operator for all real inputs, whose dtype decides: floats give floats of their dtype, uint8
+# images give exact int32 sums; thresholds are float32 or int32 like the sums, as in `pack`.
+
+
+def _by_reference(op: str) -> Callable[..., Tensor]:
+    """The operator in plain torch, for devices without a kernel; `tiles` are of no use there."""
+    schema = getattr(torch.ops.bnn_ext, op).default._schema
+    names = [argument.name for argument in schema.arguments]
+
+    def call(*values: Any) -> Tensor:
+        arguments = dict(zip(names, values, strict=False))  # torch leaves out defaults at the end
+        arguments.pop("tiles", None)
+        return getattr(reference, op)(**arguments)
+
+    return call
+
+
+for _op in ("linear", "linear_bits", "conv2d", "conv2d_bits"):
+    _op = f"binary_weight_{_op}"
+    torch.library.impl(f"bnn_ext::{_op}", "CUDA", _by_reference(_op))
+
+
+def _check_real(name: str, input: Tensor, rank: int | None = None) -> None:
+    _check_tensor(name, input, _REAL, rank)
+    if input.dim() == 0:
+        raise ValueError(f"{name} must have at least 1 dimension, found a scalar")
+    _check_supported(name, input)
+
+
+def _check_real_sums(name: str, input: Tensor, k: int) -> None:
+    """Sums of `k` signed values fit into int32 if they are integers."""
+    if input.dtype == torch.uint8 and k * 255 >= 2**31:
+        raise ValueError(
+            f"{name} must give sums below 2**31, found sums of {k} uint8 values with signs"
+        )
+
+
+def _check_affine(input: Tensor, scale: Tensor | None, bias: Tensor | None, channels: int) -> None:
+    for name, tensor in (("scale", scale), ("bias", bias)):
+        if tensor is not None and input.dtype == torch.uint8:
+            raise ValueError(f"{name} must be None for uint8 input, whose sums stay int32")
+        _check_vector(name, tensor, channels, torch.float32, input.device)
+    _check_no_gradient("input", input)
+
+
+def _check_thresholds(input: Tensor, threshold: Tensor, flip: Tensor | None, channels: int) -> None:
+    dtype = _sum_dtype(input)
+    _check_tensor("threshold", threshold, (dtype,))
+    _check_vector("threshold", threshold, channels, dtype, input.device)
+    _check_flip("flip", flip, channels, input.device)
+
+
+def _sum_dtype(input: Tensor) -> torch.dtype:
+    return torch.int32 if input.dtype == torch.uint8 else torch.float32
+
+
+def _value_dtype(input: Tensor) -> torch.dtype:
+    return torch.int32 if input.dtype == torch.uint8 else input.dtype
+
+
+def _check_binary_weight_linear(
+    input: Tensor, weight: Tensor, in_features: int, tiles: Tensor | None
+) -> None:
+    _check_integer("in_features", in_features, 0)
+    _check_real("input", input)
+    if input.shape[-1] != in_features:
+        raise ValueError(
+            f"input must have {in_features} features in its last dimension, found shape "
+            f"{tuple(input.shape)}"
+        )
+    _check_packed("weight", weight, in_features, rank=2)
+    _check_device("weight", weight, input.device)
+    _check_real_sums("in_features", input, in_features)
+    _check_tiles(tiles, weight, groups=1)
+
+
+def binary_weight_linear(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    tiles: Tensor | None = None,
+) -> Tensor:
+    """Real inputs times ±1 weights: `input @ signs.T * scale + bias`.
+
+    Sums of floats are float32, in an order that is the same at every CPU level and in every batch,
+    but not torch's: at most `(in_features / 4 + 3) * 2**-24 * sum(abs(input))` off. The product
+    with the scale and the sum with the bias are rounded to float32, then the result once to the
+    dtype of the input. NaN and infinity do what they do in torch.
+
+    Args:
+        input: `[..., in_features]`, float32, float16, bfloat16 or uint8.
+        weight: packed `[out, ceil(in_features / 32)]`.
+        in_features: number of real bits in a row.
+        scale, bias: float32 `[out]` or None; None for uint8.
+        tiles: `tile_weight(weight)`, if at hand.
+
+    Returns:
+        `[..., out]` in the dtype of the input; for uint8 the int32 sums, exactly.
+
+    Source: "BinaryConnect", 2015 (arXiv:1511.00363), section 2.6: binary weights at test time.
+    """
+    _check_binary_weight_linear(input, weight, in_features, tiles)
+    _check_affine(input, scale, bias, weight.shape[0])
+    return torch.ops.bnn_ext.binary_weight_linear(input, weight, in_features, scale, bias, tiles)
+
+
+@torch.library.register_fake("bnn_ext::binary_weight_linear")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    tiles: Tensor | None = None,
+) -> Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[0]), dtype=_value_dtype(input))
+
+
+def binary_weight_linear_bits(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    threshold: Tensor,
+    flip: Tensor | None = None,
+    *,
+    tiles: Tensor | None = None,
+) -> Tensor:
+    """Packs `input @ signs.T >= threshold` per output channel, `<=` where the flip bit is set.
+
+    The sums are those of `binary_weight_linear` before scale, bias and rounding to the dtype of the
+    input. NaN gives 0 either way.
+
+    Args:
+        input, weight, in_features, tiles: as for `binary_weight_linear`.
+        threshold: float32 `[out]`, int32 for uint8 input.
+        flip: packed `[ceil(out / 32)]` or None.
+
+    Returns:
+        packed `[..., ceil(out / 32)]`.
+    """
+    _check_binary_weight_linear(input, weight, in_features, tiles)
+    _check_thresholds(input, threshold, flip, weight.shape[0])
+    return torch.ops.bnn_ext.binary_weight_linear_bits(
+        input, weight, in_features, threshold, flip, tiles
+    )
+
+
+@torch.library.register_fake("bnn_ext::binary_weight_linear_bits")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    threshold: Tensor,
+    flip: Tensor | None,
+    tiles: Tensor | None = None,
+) -> Tensor:
+    return input.new_empty((*input.shape[:-1], words(weight.shape[0])), dtype=torch.int32)
+
+
+def _check_binary_weight_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    stride: _Pair,
+    padding: _Pair,
+    dilation: _Pair,
+    groups: int,
+    pad_value: int,
+    tiles: Tensor | None,
+) -> _ConvArguments:
+    _check_integer("groups", groups, 1)
+    _check_real("input", input, rank=4)
+    channels = input.shape[1]
+    if channels % groups:
+        raise ValueError(f"groups must divide the {channels} input channels, found {groups}")
+    _check_packed("weight", weight, channels // groups, rank=4)
+    _check_device("weight", weight, input.device)
+    geometry = _check_geometry(
+        tuple(input.shape[2:]), weight, stride, padding, dilation, groups, pad_value
+    )
+    _check_real_sums("weight", input, weight.shape[1] * weight.shape[2] * channels // groups)
+    _check_tiles(tiles, weight, groups)
+    return geometry
+
+
+def binary_weight_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    pad_value: int = 0,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    tiles: Tensor | None = None,
+) -> Tensor:
+    """Cross-correlation of real maps and ±1 kernels, `* scale + bias` per output channel.
+
+    Sums round as those of `binary_weight_linear`: off by at most `(kh * kw * ceil(C / groups / 4)
+    + 3) * 2**-24 * sum(abs(x))` over the inputs of a window.
+
+    Args:
+        input: `[N, C, H, W]` of any strides, float32, float16, bfloat16 or uint8.
+        weight: packed `[out, kh, kw, ceil(C / groups / 32)]`.
+        stride, padding, dilation: one integer, or two for height and width.
+        groups: divides `C` and `out`.
+        pad_value: what a padded position holds: 0 adds nothing (as in torch), +1 or -1.
+        scale, bias: float32 `[out]` or None; None for uint8.
+        tiles: `tile_weight(weight, groups)`, if at hand.
+
+    Returns:
+        `[N, out, H', W']` in torch's channels_last memory format whatever that of the input, in the
+        dtype of the input; for uint8 the int32 sums, exactly.
+    """
+    stride, padding, dilation = _check_binary_weight_conv2d(
+        input, weight, stride, padding, dilation, groups, pad_value, tiles
+    )
+    _check_affine(input, scale, bias, weight.shape[0])
+    return torch.ops.bnn_ext.binary_weight_conv2d(
+        input, weight, stride, padding, dilation, groups, pad_value, scale, bias, tiles
+    )
+
+
+@torch.library.register_fake("bnn_ext::binary_weight_conv2d")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pad_value: int,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    tiles: Tensor | None = None,
+) -> Tensor:
+    shape = _conv2d_shape(input.shape[0], input.shape[2:], weight, stride, padding, dilation)
+    nhwc = input.new_empty((*shape, weight.shape[0]), dtype=_value_dtype(input))
+    return nhwc.permute(0, 3, 1, 2)
+
+
+def binary_weight_conv2d_bits(
+    input: Tensor,
+    weight: Tensor,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    pad_value: int = 0,
+    *,
+    threshold: Tensor,
+    flip: Tensor | None = None,
+    tiles: Tensor | None = None,
+) -> Tensor:
+    """Packs the sums of `binary_weight_conv2d` `>= threshold`, `<=` where the flip bit is set.
+
+    Args:
+        input ... pad_value, tiles: as for `binary_weight_conv2d`.
+        threshold: float32 `[out]`, int32 for uint8 input.
+        flip: packed `[ceil(out / 32)]` or None.
+
+    Returns:
+        packed NHWC map `[N, H', W', ceil(out / 32)]`.
+    """
+    stride, padding, dilation = _check_binary_weight_conv2d(
+        input, weight, stride, padding, dilation, groups, pad_value, tiles
+    )
+    _check_thresholds(input, threshold, flip, weight.shape[0])
+    return torch.ops.bnn_ext.binary_weight_conv2d_bits(
+        input, weight, stride, padding, dilation, groups, pad_value, threshold, flip, tiles
+    )
+
+
+@torch.library.register_fake("bnn_ext::binary_weight_conv2d_bits")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pad_value: int,
+    threshold: Tensor,
+    flip: Tensor | None,
+    tiles: Tensor | None = None,
+) -> Tensor:
+    shape = _conv2d_shape(input.shape[0], input.shape[2:], weight, stride, padding, dilation)
+    return input.new_empty((*shape, words(weight.shape[0])), dtype=torch.int32)
 
 
 # --- pooling --------------------------------------------------------------------------------------

@@ -213,6 +213,82 @@ def conv2d_fused(
     return finish(sums, steps, dtype, threshold, flip)
 
 
+def real_linear_sums(input: Tensor, weight: Tensor, in_features: int) -> Tensor:
+    """Sums of real values with signs in float64: of uint8 exact, of float32 far more exact."""
+    return F.linear(input.double(), unpack(weight, in_features, torch.float64))
+
+
+def binary_weight_linear(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    sums = real_linear_sums(input, weight, in_features)
+    if input.dtype == torch.uint8:
+        return sums.to(torch.int32)
+    return finish_float(sums, scale, bias, input.dtype)
+
+
+def binary_weight_linear_bits(
+    input: Tensor, weight: Tensor, in_features: int, threshold: Tensor, flip: Tensor | None = None
+) -> Tensor:
+    sums = real_linear_sums(input, weight, in_features)
+    return pack_bits(compare(sums.to(threshold.dtype), threshold, flip))
+
+
+def real_conv2d_sums(
+    input: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+) -> Tensor:
+    """`[N, H', W', out]` in float64, like `real_linear_sums`."""
+    w = unpack(weight, input.shape[1] // groups, torch.float64).permute(0, 3, 1, 2)
+    padded = (padding[1], padding[1], padding[0], padding[0])
+    x = F.pad(input.double(), padded, value=float(pad_value))
+    return F.conv2d(x, w, None, stride, 0, dilation, groups).permute(0, 2, 3, 1)
+
+
+def binary_weight_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    sums = real_conv2d_sums(input, weight, stride, padding, dilation, groups, pad_value)
+    if input.dtype == torch.uint8:
+        out = sums.to(torch.int32)
+    else:
+        out = finish_float(sums, scale, bias, input.dtype)
+    return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def binary_weight_conv2d_bits(
+    input: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+    *,
+    threshold: Tensor,
+    flip: Tensor | None = None,
+) -> Tensor:
+    sums = real_conv2d_sums(input, weight, stride, padding, dilation, groups, pad_value)
+    return pack_bits(compare(sums.to(threshold.dtype), threshold, flip))
+
+
 def max_pool2d(
     input: Tensor,
     kernel_size: tuple[int, int],

@@ -64,6 +64,11 @@ def examples() -> dict[str, dict[str, Any]]:
     }
     to_float = {"scale": scale, "bias": bias, "dtype": torch.float16}
     to_bits = {"threshold": threshold, "flip": flip}
+    real_linear = linear | {"input": torch.randn(2, 70)}
+    real_conv2d = conv2d | {"input": torch.randn(2, 165, 6, 7)}
+    del real_conv2d["in_channels"]
+    affine = {"scale": scale, "bias": bias}
+    to_real_bits = {"threshold": torch.randn(5), "flip": flip}
     return {
         "pack": {
             "input": torch.randn(2, 3, 40),
@@ -79,6 +84,10 @@ def examples() -> dict[str, dict[str, Any]]:
         "conv2d": conv2d,
         "conv2d_float": conv2d | to_float,
         "conv2d_bits": conv2d | to_bits,
+        "binary_weight_linear": real_linear | affine,
+        "binary_weight_linear_bits": real_linear | to_real_bits,
+        "binary_weight_conv2d": real_conv2d | affine,
+        "binary_weight_conv2d_bits": real_conv2d | to_real_bits,
         "max_pool2d": {
             "input": random_packed(2, 6, 7, 70),
             "kernel_size": (3, 2),

@@ -18,9 +18,13 @@ OPERATORS = tuple(examples())
 
 # Tensors of any rank, and those whose last dimension fixes what others must match.
 ANY_RANK = {("pack", "input"), ("unpack", "packed"), ("flatten", "packed")} | {
-    (op, "input") for op in ("linear", "linear_float", "linear_bits")
+    (op, "input")
+    for op in ("linear", "linear_float", "linear_bits")
+    + ("binary_weight_linear", "binary_weight_linear_bits")
 }
-ANY_LENGTH = {("pack", "input"), ("tile_weight", "weight"), ("max_pool2d", "input")}
+ANY_LENGTH = {("pack", "input"), ("tile_weight", "weight"), ("max_pool2d", "input")} | {
+    (op, "input") for op in ("binary_weight_conv2d", "binary_weight_conv2d_bits")
+}
 
 
 def words(*shape: int) -> Tensor:
@@ -106,6 +110,21 @@ WRONG_TOGETHER: list[Case] = [
     ("conv2d", {"pad_value": 2}, ValueError, "pad_value"),
     ("conv2d_float", {"dtype": torch.float64}, TypeError, "dtype"),
     ("conv2d_bits", {"threshold": None}, TypeError, "threshold"),
+    ("binary_weight_linear", {"in_features": 69}, ValueError, "input"),
+    ("binary_weight_linear", {"input": torch.ones(70).int()}, TypeError, "input"),
+    ("binary_weight_linear", {"input": torch.ones(70).byte()}, ValueError, "scale"),
+    ("binary_weight_linear", {"weight": words(17, 3)}, ValueError, "tiles"),
+    ("binary_weight_linear_bits", {"threshold": None}, TypeError, "threshold"),
+    ("binary_weight_linear_bits", {"threshold": words(5)}, TypeError, "threshold"),
+    ("binary_weight_linear_bits", {"input": torch.ones(70).byte()}, TypeError, "threshold"),
+    ("binary_weight_conv2d", {"input": torch.ones(2, 164, 6, 7)}, ValueError, "groups"),
+    ("binary_weight_conv2d", {"input": torch.ones(2, 325, 6, 7)}, ValueError, "weight"),
+    ("binary_weight_conv2d", {"groups": 3}, ValueError, "groups"),
+    ("binary_weight_conv2d", {"groups": 1}, ValueError, "weight"),
+    ("binary_weight_conv2d", {"dilation": (4, 1)}, ValueError, "weight"),
+    ("binary_weight_conv2d", {"input": torch.ones(2, 165, 0, 7)}, ValueError, "weight"),
+    ("binary_weight_conv2d", {"pad_value": 2}, ValueError, "pad_value"),
+    ("binary_weight_conv2d_bits", {"threshold": None}, TypeError, "threshold"),
     ("max_pool2d", {"kernel_size": (30, 2)}, ValueError, "kernel_size"),
     ("max_pool2d", {"dilation": (9, 1)}, ValueError, "kernel_size"),
     ("max_pool2d", {"padding": (2, 0)}, ValueError, "padding"),
@@ -153,10 +172,17 @@ def test_operators_called_directly_raise_too(case):
         getattr(torch.ops.bnn_ext, op)(**(examples()[op] | wrong))
 
 
-@pytest.mark.parametrize("op", ["linear_float", "conv2d_float"])
-@pytest.mark.parametrize("name", ["scale", "bias"])
+AFFINE = ["linear_float", "conv2d_float", "binary_weight_linear", "binary_weight_conv2d"]
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [(op, name) for op in AFFINE for name in ("scale", "bias")]
+    + [(op, "input") for op in AFFINE if op.startswith("binary_weight")],
+)
 def test_a_gradient_is_refused_rather_than_lost(op, name):
-    arguments = examples()[op] | {name: torch.ones(5).requires_grad_()}
+    arguments = examples()[op]
+    arguments[name] = torch.ones_like(arguments[name]).requires_grad_()
     with pytest.raises(ValueError, match=rf"^{name} must not require a gradient"):
         getattr(ops, op)(**arguments)
     with torch.no_grad():
@@ -177,6 +203,11 @@ def test_sums_that_overflow_int32():
         ops.linear(input, weight, 32 * too_many)
     with pytest.raises(RuntimeError, match="overflows"):
         torch.ops.bnn_ext.linear(input, weight, 32 * too_many)
+    bytes_ = torch.empty(0, 2**24, dtype=torch.uint8)  # up to 255 each
+    with pytest.raises(ValueError, match=r"^in_features\b"):
+        ops.binary_weight_linear(bytes_, words(0, 2**19), 2**24)
+    with pytest.raises(RuntimeError, match="overflows"):
+        torch.ops.bnn_ext.binary_weight_linear(bytes_, words(0, 2**19), 2**24)
     images, kernel = words(0, 2**13, 2**13, 1), words(0, 2**13, 2**13, 1)
     with pytest.raises(ValueError, match=r"^weight\b"):
         ops.conv2d(images, kernel, 32)

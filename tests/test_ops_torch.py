@@ -58,6 +58,39 @@ MORE = [
     ),
     ("conv2d_float", {"scale": None, "bias": None, "dtype": torch.float32}),
     ("conv2d_bits", {"flip": None}),
+    *(
+        (op, wrong)
+        for op in ("binary_weight_linear", "binary_weight_linear_bits")
+        for wrong in (
+            {"tiles": None},
+            {"input": torch.ones(2, 1, 3, 70).bfloat16()},
+            {"input": torch.ones(70, 2).half().T},
+            {"input": torch.ones(0, 70)},
+        )
+    ),
+    *(
+        (op, wrong)
+        for op in ("binary_weight_conv2d", "binary_weight_conv2d_bits")
+        for wrong in (
+            {"tiles": None},
+            {"pad_value": -1},
+            {"input": torch.ones(0, 165, 6, 7)},
+            {"input": torch.ones(2, 165, 6, 7).to(memory_format=torch.channels_last).bfloat16()},
+        )
+    ),
+    ("binary_weight_linear", {"input": torch.ones(2, 70).byte(), "scale": None, "bias": None}),
+    (
+        "binary_weight_conv2d",
+        {"input": torch.ones(2, 165, 6, 7).byte(), "scale": None, "bias": None},
+    ),
+    (
+        "binary_weight_linear_bits",
+        {"input": torch.ones(2, 70).byte(), "threshold": torch.arange(5).int(), "flip": None},
+    ),
+    (
+        "binary_weight_conv2d_bits",
+        {"input": torch.ones(2, 165, 6, 7).byte(), "threshold": torch.arange(5).int()},
+    ),
     ("max_pool2d", {"minimum": None, "ceil_mode": False}),
     ("max_pool2d", {"input": random_packed(0, 6, 7, 70)}),
 ]
@@ -160,6 +193,16 @@ def test_two_threads_give_the_bits_of_one(two_threads):
         "conv2d_float": conv | affine,
         "conv2d_bits": conv | {"weight": random_packed(70, 3, 3, 50), "groups": 2} | bits,
         "max_pool2d": {"input": maps, "kernel_size": (3, 3), "stride": (1, 1)},
+        "binary_weight_linear": {
+            "input": torch.randint(256, (40, 1000), dtype=torch.uint8),
+            "weight": random_packed(130, 1000),
+            "in_features": 1000,
+        },
+        "binary_weight_conv2d_bits": {
+            "input": torch.randint(256, (2, 24, 40, 50), dtype=torch.uint8),
+            "weight": random_packed(70, 3, 3, 24),
+            "threshold": bits["threshold"],
+        },
     }
     for op, arguments in large.items():
         torch.set_num_threads(2)

@@ -187,10 +187,9 @@ void run(const Conv& conv, const Store& store) {
 
           for (int64_t ky = 0, tap = 0; ky < vertical.kernel; ++ky)
             for (int64_t kx = 0; kx < horizontal.kernel; ++kx, ++tap)
-              taps[tap] = {
-                  ring.offset(row + ky * vertical.dilation, kx * horizontal.dilation), tap * words * kBlock};
-          if (conv.group_channels == 0)
-            std::fill_n(sums.get(), (last - first) * sums_stride, T{0});
+              taps[tap] = {ring.offset(row + ky * vertical.dilation, kx * horizontal.dilation),
+                           tap * words * kBlock};
+          if (conv.group_channels == 0) std::fill_n(sums.get(), (last - first) * sums_stride, T{0});
           for (int64_t group = 0; group < conv.groups && conv.group_channels > 0; ++group) {
             SignedSums<T> problem;
             problem.tables = ring.tables(group);
@@ -225,12 +224,11 @@ Tensor as_nchw(const Tensor& nhwc) {
 Tensor binary_weight_conv2d(const Tensor& input, const Tensor& weight, const Pair& stride,
                             const Pair& padding, const Pair& dilation, int64_t groups,
                             int64_t pad_value, const std::optional<Tensor>& scale,
-                            const std::optional<Tensor>& bias,
-                            const std::optional<Tensor>& tiles) {
+                            const std::optional<Tensor>& bias, const std::optional<Tensor>& tiles) {
   const Conv conv = prepare(input, weight, stride, padding, dilation, groups, pad_value, tiles);
-  return as_nchw(signed_sum_values(
-      input, conv.shape(), conv.out(), scale, bias,
-      [&](auto value, const auto& store) { run<decltype(value)>(conv, store); }));
+  return as_nchw(
+      signed_sum_values(input, conv.shape(), conv.out(), scale, bias,
+                        [&](auto value, const auto& store) { run<decltype(value)>(conv, store); }));
 }
 
 Tensor binary_weight_conv2d_bits(const Tensor& input, const Tensor& weight, const Pair& stride,
@@ -239,9 +237,8 @@ Tensor binary_weight_conv2d_bits(const Tensor& input, const Tensor& weight, cons
                                  const std::optional<Tensor>& flip,
                                  const std::optional<Tensor>& tiles) {
   const Conv conv = prepare(input, weight, stride, padding, dilation, groups, pad_value, tiles);
-  return signed_sum_bits(
-      input, conv.shape(), conv.out(), threshold, flip,
-      [&](auto value, const auto& store) { run<decltype(value)>(conv, store); });
+  return signed_sum_bits(input, conv.shape(), conv.out(), threshold, flip,
+                         [&](auto value, const auto& store) { run<decltype(value)>(conv, store); });
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 namespace bnn_ext::cpu {
 namespace {
 
-constexpr int64_t kTileRows = 12;       // rows that share tables
+constexpr int64_t kTileRows = 12;      // rows that share tables
 constexpr int64_t kTileTables = 1536;  // tables at a time: 96 KiB at most
 
 struct Linear {

@@ -67,7 +67,8 @@ void add_rows(const SignedSums<T>& problem, int64_t row, int64_t rows, int64_t b
   if constexpr (kRows > 0) {
     if (rows != kRows) return add_rows<T, kRows - 1>(problem, row, rows, block, end);
     constexpr int kBlocks = Lookup<T>::blocks(kRows);
-    for (; block + kBlocks <= end; block += kBlocks) add_tile<T, kRows, kBlocks>(problem, row, block);
+    for (; block + kBlocks <= end; block += kBlocks)
+      add_tile<T, kRows, kBlocks>(problem, row, block);
     if constexpr (kBlocks > 2)
       for (; block + 2 <= end; block += 2) add_tile<T, kRows, 2>(problem, row, block);
     if constexpr (kBlocks > 1)

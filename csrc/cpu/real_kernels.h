@@ -14,7 +14,7 @@
 
 namespace bnn_ext::cpu {
 
-constexpr int64_t kQuad = 4;                        // inputs of a table
+constexpr int64_t kQuad = 4;                       // inputs of a table
 constexpr int64_t kWordQuads = kWordBits / kQuad;  // nibbles in a word of weights
 
 constexpr int64_t quad_count(int64_t channels) { return (channels + kQuad - 1) / kQuad; }
@@ -44,8 +44,8 @@ struct SignedSums {
 
 template <typename T>
 struct SignedSumKernels {
-  // Writes the tables of `pixels` pixels, quad_count(channels) each; the quad at the end takes zeros
-  // for channels that there are not.
+  // Writes the tables of `pixels` pixels, quad_count(channels) each; the quad at the end takes
+  // zeros for channels that there are not.
   void (*make_tables)(const T* input, int64_t channel_step, int64_t channels, int64_t pixel_step,
                       int64_t pixels, T* tables);
 
