@@ -940,22 +940,30 @@ def _(
 # images give exact int32 sums; thresholds are float32 or int32 like the sums, as in `pack`.
 
 
-def _by_reference(op: str) -> Callable[..., Tensor]:
+def _by_torch(op: str) -> Callable[..., Tensor]:
     """The operator in plain torch, for devices without a kernel; `tiles` are of no use there."""
-    schema = getattr(torch.ops.bnn_ext, op).default._schema
+    schema = getattr(torch.ops.bnn_ext, f"binary_weight_{op}").default._schema
     names = [argument.name for argument in schema.arguments]
+    sums_of = reference.real_conv2d_sums if "conv2d" in op else reference.real_linear_sums
 
     def call(*values: Any) -> Tensor:
         arguments = dict(zip(names, values, strict=False))  # torch leaves out defaults at the end
-        arguments.pop("tiles", None)
-        return getattr(reference, op)(**arguments)
+        scale, bias, threshold, flip, _ = (
+            arguments.pop(name, None) for name in ("scale", "bias", "threshold", "flip", "tiles")
+        )
+        input_dtype = arguments["input"].dtype
+        dtype = torch.float64 if input_dtype == torch.uint8 else torch.float32  # bytes sum exactly
+        sums = sums_of(**arguments, dtype=dtype)
+        if threshold is not None:
+            return pack(sums.to(threshold.dtype), threshold, flip)
+        out = reference.finish_real(sums, scale, bias, input_dtype)
+        return out.contiguous().permute(0, 3, 1, 2) if "conv2d" in op else out
 
     return call
 
 
 for _op in ("linear", "linear_bits", "conv2d", "conv2d_bits"):
-    _op = f"binary_weight_{_op}"
-    torch.library.impl(f"bnn_ext::{_op}", "CUDA", _by_reference(_op))
+    torch.library.impl(f"bnn_ext::binary_weight_{_op}", "CUDA", _by_torch(_op))
 
 
 def _check_real(name: str, input: Tensor, rank: int | None = None) -> None:

@@ -213,9 +213,18 @@ def conv2d_fused(
     return finish(sums, steps, dtype, threshold, flip)
 
 
-def real_linear_sums(input: Tensor, weight: Tensor, in_features: int) -> Tensor:
-    """Sums of real values with signs in float64: of uint8 exact, of float32 far more exact."""
-    return F.linear(input.double(), unpack(weight, in_features, torch.float64))
+def real_linear_sums(
+    input: Tensor, weight: Tensor, in_features: int, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Sums of real values with signs; float64 is exact for uint8 and nearly so for float32."""
+    return F.linear(input.to(dtype), unpack(weight, in_features, dtype))
+
+
+def finish_real(
+    sums: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The values that inputs of `dtype` give: of uint8 the sums, as integers."""
+    return sums.to(torch.int32) if dtype == torch.uint8 else finish_float(sums, scale, bias, dtype)
 
 
 def binary_weight_linear(
@@ -226,9 +235,7 @@ def binary_weight_linear(
     bias: Tensor | None = None,
 ) -> Tensor:
     sums = real_linear_sums(input, weight, in_features)
-    if input.dtype == torch.uint8:
-        return sums.to(torch.int32)
-    return finish_float(sums, scale, bias, input.dtype)
+    return finish_real(sums, scale, bias, input.dtype)
 
 
 def binary_weight_linear_bits(
@@ -246,11 +253,12 @@ def real_conv2d_sums(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     pad_value: int = 0,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """`[N, H', W', out]` in float64, like `real_linear_sums`."""
-    w = unpack(weight, input.shape[1] // groups, torch.float64).permute(0, 3, 1, 2)
+    """`[N, H', W', out]`, like `real_linear_sums`."""
+    w = unpack(weight, input.shape[1] // groups, dtype).permute(0, 3, 1, 2)
     padded = (padding[1], padding[1], padding[0], padding[0])
-    x = F.pad(input.double(), padded, value=float(pad_value))
+    x = F.pad(input.to(dtype), padded, value=float(pad_value))
     return F.conv2d(x, w, None, stride, 0, dilation, groups).permute(0, 2, 3, 1)
 
 
@@ -266,11 +274,8 @@ def binary_weight_conv2d(
     bias: Tensor | None = None,
 ) -> Tensor:
     sums = real_conv2d_sums(input, weight, stride, padding, dilation, groups, pad_value)
-    if input.dtype == torch.uint8:
-        out = sums.to(torch.int32)
-    else:
-        out = finish_float(sums, scale, bias, input.dtype)
-    return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    out = finish_real(sums, scale, bias, input.dtype).permute(0, 3, 1, 2)
+    return out.contiguous(memory_format=torch.channels_last)
 
 
 def binary_weight_conv2d_bits(

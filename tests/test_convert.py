@@ -9,6 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from own_sums import with_own_sums
 from random_models import RandomModel
 from small_models import MAP, two_convs, two_linears, with_statistics
 from torch import Tensor, nn
@@ -27,10 +28,13 @@ from bnn_ext.nn.packed import (
     PackedFlatten,
     PackedLinear,
     PackedMaxPool2d,
+    RealInputConv2d,
+    RealInputLinear,
 )
 
 SEEDS = range(100)
 BINARY_KINDS = ("BinaryConv2d", "BinaryLinear")
+KERNELS = (PackedLinear, PackedConv2d, RealInputLinear, RealInputConv2d)  # ours
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -105,7 +109,7 @@ def assert_report_holds(model: nn.Module, fast: PackedNetwork, x: Tensor) -> Non
             assert step is None or outputs[name].dtype == torch.int32, line
             assert step is not None or not isinstance(layer.module, BINARY_LAYERS), line
         elif line.status == "packed":
-            assert isinstance(step, (PackedLinear, PackedConv2d)), line
+            assert isinstance(step, KERNELS), line
             assert outputs[name].is_floating_point(), line
         else:
             assert line.status == "left", line
@@ -121,8 +125,9 @@ def assert_report_holds(model: nn.Module, fast: PackedNetwork, x: Tensor) -> Non
 def check(model: nn.Module, x: Tensor, *expected: str, **options: str) -> PackedNetwork:
     """Converts, compares everything, and checks the statuses if there are any."""
     fast = bnn_ext.convert(model, x, verify=False, **options)
-    assert_same_outputs(model, fast, x)
-    assert_same_bits(model, fast, x)
+    same = model if options.get("real_layers") == "torch" else with_own_sums(model)
+    assert_same_outputs(same, fast, x)
+    assert_same_bits(same, fast, x)
     assert_report_holds(model, fast, x)
     if expected:
         assert statuses(fast) == list(expected), fast.report
@@ -142,8 +147,8 @@ def drawn_and_converted(seed: int) -> tuple[RandomModel, PackedNetwork]:
 def test_random_model(seed):
     drawn, fast = drawn_and_converted(seed)
     model, x = drawn.model, drawn.input
-    assert_same_outputs(model, fast, x)
-    assert_same_bits(model, fast, x)
+    assert_same_outputs(with_own_sums(model), fast, x)
+    assert_same_bits(with_own_sums(model), fast, x)
     assert_report_holds(model, fast, x)
 
 
@@ -157,12 +162,13 @@ def test_random_model_with_real_layers_as_they_were(seed):
 def test_random_model_on_other_inputs(seed):
     """Another batch size, the other memory format, and what no example showed."""
     drawn, fast = drawn_and_converted(seed)
+    model = with_own_sums(drawn.model)
     x = 3 * torch.randn(4, *drawn.input.shape[1:])
-    assert_same_outputs(drawn.model, fast, x)
+    assert_same_outputs(model, fast, x)
     if x.dim() == 4:
-        assert_same_outputs(drawn.model, fast, x.to(memory_format=torch.channels_last))
+        assert_same_outputs(model, fast, x.to(memory_format=torch.channels_last))
     blind = bnn_ext.convert(drawn.model)
-    assert_same_outputs(drawn.model, blind, x)
+    assert_same_outputs(model, blind, x)
 
 
 def test_random_models_cover_what_they_should():

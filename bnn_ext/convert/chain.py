@@ -12,6 +12,7 @@ from bnn_ext.convert.layers import PackableLayer, pair
 from bnn_ext.convert.sequence import Layer, has_own_forward
 from bnn_ext.convert.thresholds import (
     IDENTITIES,
+    Evaluate,
     Threshold,
     direction,
     float_threshold,
@@ -86,6 +87,18 @@ class Chain:
         Raises:
             NotMonotoneError: it is none.
         """
+        evaluate = self._behind_sums(layer)
+        return integer_threshold(evaluate, layer.weight[0].numel(), self.channels)
+
+    def threshold_of_real_sums(self, layer: PackableLayer) -> Threshold:
+        """The same for a layer with a real input, whose sums are float32.
+
+        Raises:
+            NotMonotoneError: it is none.
+        """
+        return float_threshold(self._behind_sums(layer), self.channels)
+
+    def _behind_sums(self, layer: PackableLayer) -> Evaluate:
         _, scale = layer.signs_and_scale()
 
         def evaluate(sums: Tensor) -> Tensor:
@@ -93,7 +106,7 @@ class Chain:
             sums_as_floats = self.shaped(sums).to(layer.weight.dtype)
             return self.evaluate(layer.finish(sums_as_floats, scale).flatten())
 
-        return integer_threshold(evaluate, layer.weight[0].numel(), self.channels)
+        return evaluate
 
     def threshold_of_floats(self) -> Threshold:
         """The chain behind real values as one comparison.

@@ -10,6 +10,7 @@ from bnn_ext.convert.fuse import fuse
 from bnn_ext.convert.network import PackedNetwork
 from bnn_ext.convert.report import Report
 from bnn_ext.convert.sequence import layers_of, record_shapes
+from bnn_ext.convert.verify import sums_real_inputs
 from bnn_ext.convert.verify import verify as run_verify
 
 
@@ -32,10 +33,14 @@ def convert(
         example_inputs: a batch of real inputs, to verify with, to count multiply-accumulates, and
             to see shapes and memory formats: without it, linear layers are taken to see
             `[N, features]`, and maps to be contiguous.
-        verify: whether to compare the outputs with the model's on `example_inputs`; a difference
-            gives a warning, and `report.verification` has the figures.
-        real_layers: "fused" lets the activation behind a real layer become a threshold in the
-            packing of its output; "torch" runs everything up to there as it was.
+        verify: whether to compare the outputs with the model's on `example_inputs`;
+            `report.verification` has the figures. A difference gives a warning, where "fused" real
+            layers round in another order only a different prediction.
+        real_layers: "fused" runs layers with a real input and binary weights by our kernels, whose
+            float32 sums are rounded in another order than torch's: an activation within rounding of
+            its threshold can fall on the other side. Behind them, and behind other real layers, the
+            activation becomes a threshold. "torch" runs everything up to there as it was, so that
+            all outputs are the same, bit for bit.
 
     Returns:
         A module with the same input and output as the model.
@@ -60,7 +65,7 @@ def convert(
     layers = layers_of(model)
     if example_inputs is not None:
         record_shapes(layers, example_inputs)
-    nodes, reports = fuse(layers, real_thresholds=real_layers == "fused")
+    nodes, reports = fuse(layers, fuse_real=real_layers == "fused")
     fast = PackedNetwork(nodes, Report(reports))
     for parameter in model.parameters():
         fast.to(parameter.device)
@@ -68,6 +73,7 @@ def convert(
     if verify and example_inputs is not None:
         verification = run_verify(model, fast, example_inputs)
         fast.report.verification = verification
-        if not verification.equal:
+        # Rounding is no reason to warn where it was allowed, unless it has consequences.
+        if verification.different_predictions or not (verification.equal or sums_real_inputs(fast)):
             warnings.warn(f"the converted network is not equal: {verification}", stacklevel=2)
     return fast

@@ -43,6 +43,8 @@ _PACKED: dict[str, type[packed.PackedLayer]] = {
         packed.PackedFlatten,
         packed.PackedLinear,
         packed.PackedMaxPool2d,
+        packed.RealInputConv2d,
+        packed.RealInputLinear,
     )
 }
 

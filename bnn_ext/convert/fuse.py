@@ -7,7 +7,8 @@ that are monotone in each channel, max-pools, dropout and a flatten gather in a 
         input, becomes one integer threshold per channel. Only bits pass from layer to layer.
     ... and then anything else: the layer gives floats and the chain's modules run as they were.
 
-A chain behind a real layer becomes a float threshold in the packer in the same way.
+With a real input a binary layer is held back in the same way, if it may run by our kernels: its
+chain becomes a float threshold. A chain behind another real layer becomes one in the packer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from bnn_ext.convert.layers import (
     PackableLayer,
     binary_weight_layer,
     packed_layer,
+    real_input_layer,
     takes_bits,
+    takes_reals,
     why_not_packed,
 )
 from bnn_ext.convert.network import INPUT, Node
@@ -32,20 +35,21 @@ from bnn_ext.convert.sequence import Layer, has_own_forward
 from bnn_ext.convert.summary import BINARY_LAYERS, tensor_bytes, weights_per_output
 from bnn_ext.convert.thresholds import IDENTITIES, NotMonotoneError, Threshold
 from bnn_ext.nn.binary import BinaryConv2d
-from bnn_ext.nn.packed import Pack, PackedConv2d, PackedFlatten, PackedLinear
+from bnn_ext.nn.packed import Pack, PackedFlatten, PackedLayer
 
 
-def fuse(layers: Sequence[Layer], real_thresholds: bool) -> tuple[list[Node], list[LayerReport]]:
+def fuse(layers: Sequence[Layer], fuse_real: bool) -> tuple[list[Node], list[LayerReport]]:
     """Turns the layers of a sequence into the nodes of a packed network.
 
     Args:
         layers: in the order they run.
-        real_thresholds: whether a chain behind a real layer may become a threshold too.
+        fuse_real: whether real layers with binary weights may run by our kernels, and a chain
+            behind a real layer may become a threshold too.
 
     Returns:
         The nodes in running order, and one report for each layer.
     """
-    builder = _Builder(real_thresholds)
+    builder = _Builder(fuse_real)
     for layer in layers:
         builder.add(layer)
     builder.flush("it is the network's output")
@@ -54,22 +58,30 @@ def fuse(layers: Sequence[Layer], real_thresholds: bool) -> tuple[list[Node], li
 
 @dataclass
 class _Source:
-    """A binary layer on packed input, whose output is not settled yet."""
+    """A binary layer whose output is not settled yet, on packed input unless that is real."""
 
     layer: Layer
     module: PackableLayer
-    flattened: int | None  # channels of the map that was flattened in front of it
+    real: bool
+    flattened: int | None = None  # channels of the map that was flattened in front of it
 
-    def packed(self, threshold: Threshold | None) -> PackedLinear | PackedConv2d:
+    def threshold(self, chain: Chain) -> Threshold:
+        if self.real:
+            return chain.threshold_of_real_sums(self.module)
+        return chain.threshold_of_sums(self.module)
+
+    def packed(self, threshold: Threshold | None) -> PackedLayer:
         channels_last = self.layer.output_channels_last
+        if self.real:
+            return real_input_layer(self.module, threshold, channels_last)
         return packed_layer(self.module, self.flattened, threshold, channels_last)
 
 
 class _Builder:
     """Reads layers one by one; `source` and `chain` are what is held back."""
 
-    def __init__(self, real_thresholds: bool) -> None:
-        self.real_thresholds = real_thresholds
+    def __init__(self, fuse_real: bool) -> None:
+        self.fuse_real = fuse_real
         self.nodes: list[Node] = []
         self.reports: list[LayerReport] = []
         self.source: _Source | None = None
@@ -88,8 +100,11 @@ class _Builder:
                 return
             reason = obstacle
         self.flush(f"{layer.name or 'model'} follows: {reason}")
+        if self.fuse_real and takes_reals(layer.module):
+            self._hold(_Source(layer, layer.module, real=True))
+            return
         self._leave(layer)
-        self.chain = chain_behind(layer) if self.real_thresholds else None
+        self.chain = chain_behind(layer) if self.fuse_real else None
 
     def flush(self, why: str) -> None:
         """Settles what was held back: floats come out, the chain's modules run as they were.
@@ -99,7 +114,8 @@ class _Builder:
         """
         if self.source is not None:
             packed = self.source.packed(threshold=None)
-            self._emit(self.source.layer, packed, "packed", f"gives floats: {why}")
+            reason = "real input, gives floats" if self.source.real else "gives floats"
+            self._emit(self.source.layer, packed, "packed", f"{reason}: {why}")
             self.source = None
         if self.chain is not None:
             for layer in self.chain.layers:
@@ -117,8 +133,13 @@ class _Builder:
         if obstacle is not None:
             self.flush(f"{layer.name or 'model'} follows, {obstacle}")
             self._append(_packer_name(layer), Pack(wants_map))
-        self.source = _Source(layer, module, flattened)
-        self.chain = Chain(module.weight.shape[0], wants_map, module.weight.device)
+        self._hold(_Source(layer, module, real=False, flattened=flattened))
+
+    def _hold(self, source: _Source) -> None:
+        """Holds a layer back until its output is settled."""
+        weight = source.module.weight
+        self.source = source
+        self.chain = Chain(weight.shape[0], isinstance(source.module, BinaryConv2d), weight.device)
 
     def _settle(self, chain: Chain, following: Layer) -> str | None:
         """Ends the chain in a threshold: only bits reach the following layer.
@@ -128,7 +149,7 @@ class _Builder:
         """
         try:
             if self.source is not None:
-                threshold = chain.threshold_of_sums(self.source.module)
+                threshold = self.source.threshold(chain)
             else:
                 threshold = chain.threshold_of_floats()
         except NotMonotoneError as error:
@@ -136,7 +157,8 @@ class _Builder:
         pack = None
         if self.source is not None:
             packed = self.source.packed(threshold)
-            self._emit(self.source.layer, packed, "fused", f"gives bits to {following.name}")
+            reason = "real input, gives bits" if self.source.real else "gives bits"
+            self._emit(self.source.layer, packed, "fused", f"{reason} to {following.name}")
             into = f"in the threshold of {self.source.layer.name}"
         else:
             pack = Pack(chain.is_map, *threshold)
@@ -167,11 +189,11 @@ class _Builder:
         if not isinstance(module, BINARY_LAYERS):
             self._emit(layer, copy.deepcopy(module), "left", _why_left(module))
             return
-        reason = why_not_packed(module)
-        if isinstance(module, PackableLayer) and module.input_quantizer is None and not reason:
+        if takes_reals(module):
             packed = binary_weight_layer(module)
             self._emit(layer, packed, "left", "real input; the weight is kept as bits")
             return
+        reason = why_not_packed(module)
         reason = reason or f"input_quantizer {module.input_quantizer!r} is not a plain sign"
         self._emit(layer, copy.deepcopy(module), "left", reason)
 

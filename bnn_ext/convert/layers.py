@@ -18,6 +18,8 @@ from bnn_ext.nn.packed import (
     PackedConv2d,
     PackedLayer,
     PackedLinear,
+    RealInputConv2d,
+    RealInputLinear,
     is_channels_last,
 )
 
@@ -65,6 +67,15 @@ def takes_bits(layer: nn.Module) -> TypeGuard[PackableLayer]:
     )
 
 
+def takes_reals(layer: nn.Module) -> TypeGuard[PackableLayer]:
+    """Whether the layer has a real input and a weight that can be kept as bits."""
+    return (
+        isinstance(layer, PackableLayer)
+        and layer.input_quantizer is None
+        and why_not_packed(layer) is None
+    )
+
+
 def _packed_weight(layer: PackableLayer, flattened: int | None) -> Tensor:
     """The weight's signs in the packed order of the input.
 
@@ -94,6 +105,14 @@ def _arguments(layer: PackableLayer) -> dict[str, object]:
     }
 
 
+def _end_arguments(layer: PackableLayer, threshold: Threshold | None) -> dict[str, object]:
+    """The layer's end: a threshold, or scale and bias in float32."""
+    if threshold is not None:
+        return threshold._asdict()
+    _, scale = layer.signs_and_scale()
+    return {"scale": _float(scale), "bias": _float(layer.bias)}
+
+
 def _float(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().float().clone()
 
@@ -105,14 +124,9 @@ def packed_layer(
     channels_last: bool,
 ) -> PackedLinear | PackedConv2d:
     """The layer on packed input, with bits as output if there is a threshold."""
-    arguments = _arguments(layer)
+    arguments = _arguments(layer) | _end_arguments(layer, threshold)
     if threshold is None:
-        _, scale = layer.signs_and_scale()
-        arguments["scale"] = _float(scale)
-        arguments["bias"] = _float(layer.bias)
         arguments["dtype"] = _DTYPES[layer.weight.dtype]
-    else:
-        arguments |= threshold._asdict()
     weight = _packed_weight(layer, flattened)
     if isinstance(layer, BinaryLinear):
         return PackedLinear(weight, int(layer.in_features), **arguments)  # type: ignore[arg-type]
@@ -121,8 +135,21 @@ def packed_layer(
     return PackedConv2d(weight, int(layer.in_channels), **arguments)  # type: ignore[arg-type]
 
 
+def real_input_layer(
+    layer: PackableLayer, threshold: Threshold | None, channels_last: bool
+) -> RealInputLinear | RealInputConv2d:
+    """The layer with a real input by our kernels, with bits as output if there is a threshold."""
+    arguments = _arguments(layer) | _end_arguments(layer, threshold)
+    weight = _packed_weight(layer, None)
+    if isinstance(layer, BinaryLinear):
+        return RealInputLinear(weight, int(layer.in_features), **arguments)  # type: ignore[arg-type]
+    if threshold is None:
+        arguments["channels_last"] = channels_last
+    return RealInputConv2d(weight, int(layer.in_channels), **arguments)  # type: ignore[arg-type]
+
+
 def binary_weight_layer(layer: PackableLayer) -> PackedLayer:
-    """The layer with a real input, its weight stored as bits."""
+    """The layer with a real input by torch, its weight stored as bits."""
     _, scale = layer.signs_and_scale()
     bias = None if layer.bias is None else layer.bias.detach().clone()
     dtype = _DTYPES[layer.weight.dtype]

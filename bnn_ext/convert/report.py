@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from bnn_ext.convert.tables import format_table
-from bnn_ext.convert.verify import Verification
+
+if TYPE_CHECKING:  # verify knows the network, which has a report
+    from bnn_ext.convert.verify import Verification
 
 
 @dataclass
@@ -16,8 +18,8 @@ class LayerReport:
     Attributes:
         name: as in `model.named_modules()`.
         kind: the class of the layer.
-        status: "fused" (its output never exists as floats), "packed" (runs on bits, gives floats)
-            or "left" (runs as it was).
+        status: "fused" (its output never exists as floats), "packed" (runs on bits, those of its
+            weight at least, and gives floats) or "left" (runs as it was).
         reason: in words.
         bytes_before, bytes_after: of parameters and buffers, in memory before, in the file after.
         macs: multiply-accumulates for the example inputs, None without any or where unknown.

@@ -18,11 +18,15 @@ from bnn_ext.nn.packed import (
     PackedConv2d,
     PackedLayer,
     PackedLinear,
+    RealInputConv2d,
+    RealInputLinear,
 )
 
 BINARY_LAYERS = (BinaryLinear, BinaryConv1d, BinaryConv2d, BinaryConv3d)
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PACKED_PRODUCTS = (PackedLinear, PackedConv2d, BinaryWeightLinear, BinaryWeightConv2d)
+_PACKED_LINEAR = (PackedLinear, RealInputLinear)
+_PACKED_CONV2D = (PackedConv2d, RealInputConv2d)
+_PACKED_PRODUCTS = (*_PACKED_LINEAR, *_PACKED_CONV2D, BinaryWeightLinear, BinaryWeightConv2d)
 _PACKED_TENSORS = ("weight", "flip", "minimum")  # bits, not parameters
 
 
@@ -35,9 +39,9 @@ def weights_per_output(module: nn.Module) -> int:
     """Weights that meet in one output number; 0 for a layer without products."""
     if isinstance(module, _PRODUCTS):
         return module.weight[0].numel()
-    if isinstance(module, PackedLinear):
+    if isinstance(module, _PACKED_LINEAR):
         return module.in_features
-    if isinstance(module, PackedConv2d):
+    if isinstance(module, _PACKED_CONV2D):
         return module.in_channels // module.groups * module.weight[0, ..., 0].numel()
     if isinstance(module, BinaryWeightConv2d):
         return module.fan_in * module.weight[0, ..., 0].numel()
@@ -172,7 +176,7 @@ def _own_bytes(module: nn.Module) -> int:
 
 def _out_words(module: nn.Module, output: Tensor) -> int:
     """Size of the output's channel dimension, packed or not."""
-    if isinstance(module, (PackedLinear, PackedConv2d)) and output.dtype == torch.int32:
+    if isinstance(module, _PACKED_LINEAR + _PACKED_CONV2D) and output.dtype == torch.int32:
         return output.shape[-1]
     return out_channels(module)
 

@@ -9,6 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bnn_ext.convert.layers import takes_bits
+from bnn_ext.convert.network import PackedNetwork
+from bnn_ext.convert.sequence import layers_of
+from bnn_ext.nn.packed import (
+    PackedConv2d,
+    PackedFlatten,
+    PackedLinear,
+    RealInputConv2d,
+    RealInputLinear,
+)
+from bnn_ext.reference import pack_bits, unpack_bits
+
 
 @dataclass
 class Verification:
@@ -21,6 +33,10 @@ class Verification:
         predictions: rows of the output, whose largest element is the prediction; 0 if the output
             is not `[N, classes]`.
         different_predictions: rows whose predictions differ.
+        activations: bits that come from a layer with a real input by our kernels, whose sums are
+            rounded in another order than torch's, where they enter the next packed layer.
+        flips: how many of them differ: their sums are within rounding of the threshold, or an
+            earlier flip had a part in them.
     """
 
     elements: int
@@ -28,6 +44,8 @@ class Verification:
     largest_difference: float
     predictions: int
     different_predictions: int
+    activations: int = 0
+    flips: int = 0
 
     @property
     def equal(self) -> bool:
@@ -45,6 +63,11 @@ class Verification:
         if self.predictions:
             same = self.predictions - self.different_predictions
             text += f"; {same:,} of {self.predictions:,} predictions are the same"
+        if self.activations:
+            text += (
+                f"; {self.flips:,} of {self.activations:,} activations behind real inputs fell on "
+                "the other side of their threshold"
+            )
         return text
 
 
@@ -74,6 +97,7 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Tensor) -> Verification:
     """
     with eval_mode(model):
         expected = model(inputs.clone())  # either may work in place
+        activations, flips = _count_flips(model, fast, inputs)
     found = fast(inputs.clone())
     if expected.shape != found.shape:
         raise ValueError(
@@ -86,4 +110,43 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Tensor) -> Verification:
     rows = expected.shape[0] if expected.dim() == 2 else 0
     wrong = int((expected.argmax(1) != found.argmax(1)).sum()) if rows else 0
     largest = float(difference.max()) if difference.numel() else 0.0
-    return Verification(expected.numel(), int((~same).sum()), largest, rows, wrong)
+    different = int((~same).sum())
+    return Verification(expected.numel(), different, largest, rows, wrong, activations, flips)
+
+
+def sums_real_inputs(fast: nn.Module) -> bool:
+    """Whether our kernels sum real inputs in the network, rounding in an order of their own."""
+    return any(isinstance(module, (RealInputLinear, RealInputConv2d)) for module in fast.modules())
+
+
+def _count_flips(model: nn.Module, fast: nn.Module, inputs: Tensor) -> tuple[int, int]:
+    """Activations behind real inputs, and how many of them differ."""
+    if not isinstance(fast, PackedNetwork) or not sums_real_inputs(fast):
+        return 0, 0
+    signs = {}
+    x = inputs.clone()
+    for layer in layers_of(model):
+        if takes_bits(layer.module):
+            signs[layer.name] = x >= 0
+        x = layer.module(x)
+
+    activations = flips = 0
+    from_reals, flattened = False, None  # of the bits that come next
+    x = inputs.clone()
+    for node, module in zip(fast.nodes, fast.steps, strict=True):
+        if isinstance(module, (PackedLinear, PackedConv2d)):
+            if from_reals:
+                expected = signs[node.name]
+                if isinstance(module, PackedConv2d):
+                    expected = expected.permute(0, 2, 3, 1)
+                elif flattened is not None:
+                    expected = expected.unflatten(1, (flattened, -1)).transpose(1, 2).flatten(1)
+                activations += expected.numel()
+                flips += int(unpack_bits(x ^ pack_bits(expected), 32 * x.shape[-1]).sum())
+            from_reals, flattened = False, None
+        elif isinstance(module, (RealInputLinear, RealInputConv2d)):
+            from_reals, flattened = module.threshold is not None, None
+        elif isinstance(module, PackedFlatten):
+            flattened = module.channels
+        x = module(x)
+    return activations, flips

@@ -128,7 +128,7 @@ class Pack(PackedLayer):
 
 
 class _PackedProduct(PackedLayer):
-    """A packed linear layer or convolution: bits out if there is a threshold, floats otherwise."""
+    """A product with packed weights: bits out if there is a threshold, floats otherwise."""
 
     weight: Tensor
     tiles: Tensor
@@ -144,15 +144,12 @@ class _PackedProduct(PackedLayer):
         bias: Tensor | None,
         threshold: Tensor | None,
         flip: Tensor | None,
-        dtype: str,
     ) -> None:
         super().__init__()
         if threshold is not None and (scale is not None or bias is not None):
             raise ValueError("threshold must stand alone, found a scale or a bias beside it")
         if flip is not None and threshold is None:
             raise ValueError("flip needs a threshold, found threshold=None")
-        self.dtype = dtype
-        self.float_dtype = _float_dtype(dtype)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
@@ -193,7 +190,9 @@ class PackedLinear(_PackedProduct):
         flip: Tensor | None = None,
         dtype: str = "float32",
     ) -> None:
-        super().__init__(weight, scale, bias, threshold, flip, dtype)
+        super().__init__(weight, scale, bias, threshold, flip)
+        self.dtype = dtype
+        self.float_dtype = _float_dtype(dtype)
         self.in_features = in_features
         self._derive()
         self._check(1, words(in_features))
@@ -250,7 +249,9 @@ class PackedConv2d(_PackedProduct):
         flip: Tensor | None = None,
         dtype: str = "float32",
     ) -> None:
-        super().__init__(weight, scale, bias, threshold, flip, dtype)
+        super().__init__(weight, scale, bias, threshold, flip)
+        self.dtype = dtype
+        self.float_dtype = _float_dtype(dtype)
         _check_bool("channels_last", channels_last)
         self.in_channels = in_channels
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
@@ -465,3 +466,110 @@ class BinaryWeightConv2d(_BinaryWeight):
             padding = (0, 0)
         sums = F.conv2d(input, self.signs, None, self.stride, padding, self.dilation, self.groups)
         return scale_and_bias(sums, self.scale, self.bias, spatial_dims=2)
+
+
+class RealInputLinear(_PackedProduct):
+    """`BinaryLinear` with a real input by `bnn_ext.ops.binary_weight_linear`.
+
+    The formula of `BinaryWeightLinear`, its sums rounded in another order than torch's.
+
+    Shape: input float `[..., in_features]`; output `[..., out]` in the dtype of the input, or
+    packed `[..., ceil(out / 32)]` with a threshold.
+
+    Args:
+        weight: packed `[out, ceil(in_features / 32)]`.
+        in_features: number of input features.
+        scale, bias: float32 `[out]` or None, for float output.
+        threshold, flip: float32 `[out]`, compared with the sums before scale and bias, and packed
+            `[ceil(out / 32)]`, for packed output.
+    """
+
+    attribute_names = ("in_features",)
+
+    def __init__(
+        self,
+        weight: Tensor,
+        in_features: int,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        threshold: Tensor | None = None,
+        flip: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, scale, bias, threshold, flip)
+        self.in_features = in_features
+        self._derive()
+        self._check(1, in_features, dtype=torch.float32)
+
+    def _derive(self) -> None:
+        self.register_buffer("tiles", ops.tile_weight(self.weight), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.threshold is not None:
+            return ops.binary_weight_linear_bits(
+                input, self.weight, self.in_features, self.threshold, self.flip, tiles=self.tiles
+            )
+        return ops.binary_weight_linear(
+            input, self.weight, self.in_features, self.scale, self.bias, tiles=self.tiles
+        )
+
+
+class RealInputConv2d(_PackedProduct):
+    """`BinaryConv2d` with a real input by `bnn_ext.ops.binary_weight_conv2d`.
+
+    Shape: input float `[N, in_channels, H, W]`; output `[N, out, H', W']` in the dtype of the
+    input, or packed `[N, H', W', ceil(out / 32)]` with a threshold.
+
+    Args:
+        weight: packed `[out, kh, kw, ceil(in_channels / groups / 32)]`.
+        in_channels: number of input channels.
+        stride, padding, dilation, groups, pad_value: as for `bnn_ext.ops.binary_weight_conv2d`.
+        channels_last: the memory format of float output.
+        scale, bias, threshold, flip: as for `RealInputLinear`.
+    """
+
+    attribute_names = ("in_channels", *_GEOMETRY, "channels_last")
+
+    def __init__(
+        self,
+        weight: Tensor,
+        in_channels: int,
+        stride: _Pair = (1, 1),
+        padding: _Pair = (0, 0),
+        dilation: _Pair = (1, 1),
+        groups: int = 1,
+        pad_value: int = 0,
+        channels_last: bool = False,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        threshold: Tensor | None = None,
+        flip: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, scale, bias, threshold, flip)
+        _check_bool("channels_last", channels_last)
+        self.in_channels = in_channels
+        self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
+        self.groups = groups
+        self.pad_value = pad_value
+        self.channels_last = channels_last
+        self._derive()
+        size = _window(weight.shape[1:3], dilation)
+        self._check(1, in_channels, *size, dtype=torch.float32)
+
+    def _derive(self) -> None:
+        self.register_buffer("tiles", ops.tile_weight(self.weight, self.groups), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.pad_value)
+        if self.threshold is not None:
+            return ops.binary_weight_conv2d_bits(
+                input,
+                self.weight,
+                *geometry,
+                threshold=self.threshold,
+                flip=self.flip,
+                tiles=self.tiles,
+            )
+        out = ops.binary_weight_conv2d(
+            input, self.weight, *geometry, self.scale, self.bias, tiles=self.tiles
+        )
+        return _as_map(out.permute(0, 2, 3, 1), self.channels_last)
