@@ -143,7 +143,7 @@ void floats(const Epilogue& epilogue, const SumTile& tile) {
                 rows[i]);
     if (!epilogue.bits) continue;
     pack_rows<float>({rows[i], 1, tile.channels, 0, epilogue.threshold + tile.first_channel, flip,
-                      epilogue.bits + position * row_words + first_word});
+                      epilogue.bits + position * row_words + first_word, row_words});
   }
 }
 
@@ -153,8 +153,8 @@ void thresholds(const Thresholds& thresholds, const SumTile& tile) {
   for (int64_t i = 0; i < tile.window_count; ++i) {
     Word* out = thresholds.bits + tile.positions[i] * row_words + first_word;
     pack_rows_by<Rule::kAtLeast, int32_t>({tile.sums + i * kTileChannels, 1, tile.channels, 0,
-                                           thresholds.threshold + tile.first_channel, nullptr,
-                                           out});
+                                           thresholds.threshold + tile.first_channel, nullptr, out,
+                                           row_words});
     for (int64_t word = 0; word < word_count(tile.channels); ++word)
       out[word] ^= thresholds.invert[first_word + word];
   }

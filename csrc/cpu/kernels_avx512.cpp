@@ -62,7 +62,8 @@ struct Count {
 
 }  // namespace
 
-const Kernels kKernelsAvx512 = {"avx512", kDotKernels, kEpilogueKernels, kPackKernels, kRealKernels};
+const Kernels kKernelsAvx512 = {"avx512", kDotKernels, kEpilogueKernels, kPackKernels,
+                                kRealKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

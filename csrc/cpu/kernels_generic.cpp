@@ -56,6 +56,7 @@ struct Count {
 
 }  // namespace
 
-const Kernels kKernelsGeneric = {"generic", kDotKernels, kEpilogueKernels, kPackKernels, kRealKernels};
+const Kernels kKernelsGeneric = {"generic", kDotKernels, kEpilogueKernels, kPackKernels,
+                                 kRealKernels};
 
 }  // namespace bnn_ext::cpu

@@ -55,7 +55,8 @@ struct Count {
 
 }  // namespace
 
-const Kernels kKernelsPopcnt = {"popcnt", kDotKernels, kEpilogueKernels, kPackKernels, kRealKernels};
+const Kernels kKernelsPopcnt = {"popcnt", kDotKernels, kEpilogueKernels, kPackKernels,
+                                kRealKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -25,18 +25,18 @@ inline Floats load(const float* x, int64_t n) {
   return {_mm256_maskload_ps(x, first_lanes(n)), _mm256_maskload_ps(x + 8, first_lanes(n - 8))};
 }
 
-inline Floats to_floats(const Half* x) {
+inline Floats to_floats(const HalfBits* x) {
   const __m128i* half = reinterpret_cast<const __m128i*>(x);
   return {_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
 }
-inline Floats to_floats(const BFloat16* x) {
+inline Floats to_floats(const BFloat16Bits* x) {
   const __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
   const __m256i high =
       _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 8)));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
           _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
 }
-template <typename T>  // Half or BFloat16
+template <typename T>  // HalfBits or BFloat16Bits
 inline Floats load(const T* x, int64_t n) {
   if (n >= kPackLanes) return to_floats(x);
   T copy[kPackLanes] = {};

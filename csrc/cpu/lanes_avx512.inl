@@ -14,8 +14,8 @@ inline __m256i load_half(const void* x, int64_t n) {
   return n < kPackLanes ? _mm256_maskz_loadu_epi16(first_lanes(n), x)
                         : _mm256_loadu_si256(static_cast<const __m256i*>(x));
 }
-inline __m512 load(const Half* x, int64_t n) { return _mm512_cvtph_ps(load_half(x, n)); }
-inline __m512 load(const BFloat16* x, int64_t n) {
+inline __m512 load(const HalfBits* x, int64_t n) { return _mm512_cvtph_ps(load_half(x, n)); }
+inline __m512 load(const BFloat16Bits* x, int64_t n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_half(x, n)), 16));
 }
 

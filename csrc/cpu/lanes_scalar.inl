@@ -23,8 +23,8 @@ inline Ints load16(const int32_t* x) {
   return {{parts[0], parts[1], parts[2], parts[3]}};
 }
 
-inline FloatPart to_float(IntPart bits, BFloat16) { return (FloatPart)(bits << 16); }
-inline FloatPart to_float(IntPart bits, Half) {
+inline FloatPart to_float(IntPart bits, BFloat16Bits) { return (FloatPart)(bits << 16); }
+inline FloatPart to_float(IntPart bits, HalfBits) {
   const IntPart magnitude = (bits & 0x7fff) << 13, exponent = magnitude & (0x1f << 23);
   const IntPart sign = (bits & 0x8000) << 16;
   // Rebiased from 15 to 127; infinities and NaNs once more, so that they keep the top exponent.
@@ -35,7 +35,7 @@ inline FloatPart to_float(IntPart bits, Half) {
   const FloatPart implicit = (FloatPart)(subnormal & (113 << 23));
   return (FloatPart)((IntPart)((FloatPart)rebiased - implicit) | sign);
 }
-template <typename T>  // Half or BFloat16
+template <typename T>  // HalfBits or BFloat16Bits
 inline Floats load16(const T* x) {
   const HalfPart* parts = reinterpret_cast<const HalfPart*>(x);
   Floats floats;

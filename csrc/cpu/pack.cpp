@@ -74,7 +74,8 @@ void pack_as(const PackKernelsOf<T>& level, const Tensor& input, const Rows& row
                                                    by_rows ? rows.inner_step : rows.channel_step,
                                                    data<ThresholdOf<T>>(threshold),
                                                    data<Word>(flip),
-                                                   out + row * words};
+                                                   out + row * words,
+                                                   words};
                                                (by_rows ? level.rows : level.columns)(tile);
                                              });
                               });

@@ -40,13 +40,14 @@ void pack_rows_by(const PackTile<T>& tile) {
   const int64_t rest_low = rest < kPackLanes ? rest : kPackLanes, rest_high = rest - rest_low;
   const T* x = tile.input;
   Word* out = tile.out;
-  for (int64_t row = 0; row < tile.rows; ++row, x += tile.step) {
-    for (int64_t c = 0; c < whole; c += kWordBits) *out++ = compare_word<kRule>(tile, x, c);
+  for (int64_t row = 0; row < tile.rows; ++row, x += tile.step, out += tile.out_step) {
+    Word* word = out;
+    for (int64_t c = 0; c < whole; c += kWordBits) *word++ = compare_word<kRule>(tile, x, c);
     if (rest > 0) {
       Word bits = compare<kRule>(tile, x, whole, rest_low);
       if (rest_high > 0)
         bits |= compare<kRule>(tile, x, whole + kPackLanes, rest_high) << kPackLanes;
-      *out++ = bits & low_bits(rest);
+      *word = bits & low_bits(rest);
     }
   }
 }
@@ -92,7 +93,7 @@ void pack_columns(const PackTile<T>& tile) {
         else
           set_bits([](const auto& a, const auto& b) { return at_least(a, b); });
       }
-      for (int64_t i = 0; i < rows; ++i) tile.out[(row + i) * words + word] = bits[i];
+      for (int64_t i = 0; i < rows; ++i) tile.out[(row + i) * tile.out_step + word] = bits[i];
     }
   }
 }
@@ -140,5 +141,6 @@ template <typename T>
 constexpr PackKernelsOf<T> kPackKernelsOf = {pack_rows<T>, pack_columns<T>};
 
 constexpr PackKernels kPackKernels = {
-    kPackKernelsOf<float>, kPackKernelsOf<Half>, kPackKernelsOf<BFloat16>, kPackKernelsOf<int32_t>,
-    unpack<uint8_t>,       unpack<uint16_t>,     unpack<uint32_t>};
+    kPackKernelsOf<float>,   kPackKernelsOf<HalfBits>, kPackKernelsOf<BFloat16Bits>,
+    kPackKernelsOf<int32_t>, unpack<uint8_t>,          unpack<uint16_t>,
+    unpack<uint32_t>};

@@ -9,12 +9,12 @@ namespace bnn_ext::cpu {
 
 constexpr int64_t kPackLanes = 16;  // values that a level compares at a time
 
-// Half precision as it lies in memory; a level converts it to float on the way.
-struct Half {
+// HalfBits precision as it lies in memory; a level converts it to float on the way.
+struct HalfBits {
   static constexpr uint16_t kInfinity = 0x7c00;
   uint16_t bits;
 };
-struct BFloat16 {
+struct BFloat16Bits {
   static constexpr uint16_t kInfinity = 0x7f80;
   uint16_t bits;
 };
@@ -31,7 +31,8 @@ struct PackTile {
   int64_t rows, channels, step;
   const ThresholdOf<T>* threshold;  // [channels], or null for 0
   const Word* flip;                 // [word_count(channels)], or null for all 0
-  Word* out;                        // [rows][word_count(channels)]
+  Word* out;                        // word_count(channels) for each row
+  int64_t out_step;                 // words from row to row
 };
 
 // Packs input >= threshold, or input <= threshold where flip is set. No tail bits are set.
@@ -43,8 +44,8 @@ struct PackKernelsOf {
 
 struct PackKernels {
   PackKernelsOf<float> float32;
-  PackKernelsOf<Half> float16;
-  PackKernelsOf<BFloat16> bfloat16;
+  PackKernelsOf<HalfBits> float16;
+  PackKernelsOf<BFloat16Bits> bfloat16;
   PackKernelsOf<int32_t> int32;
 
   // out[r][i] = bit i of row r ? plus : minus, for [rows][word_count(channels)] words, in values of

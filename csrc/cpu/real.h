@@ -99,9 +99,18 @@ struct StoreBits {
 
   void operator()(const Sums<T>& sums) const {
     const int64_t words = word_count(channels), word = sums.first / kWordBits;
-    signed_sums<T>(level).compare(sums.values, sums.stride, sums.positions, sums.count,
-                                  threshold + sums.first, flip ? flip + word : nullptr,
-                                  out + sums.position * words + word, words);
+    const PackTile<T> tile = {sums.values,
+                              sums.positions,
+                              sums.count,
+                              sums.stride,
+                              threshold + sums.first,
+                              flip ? flip + word : nullptr,
+                              out + sums.position * words + word,
+                              words};
+    if constexpr (std::is_same_v<T, float>)
+      level.pack.float32.rows(tile);
+    else
+      level.pack.int32.rows(tile);
   }
 };
 
@@ -132,7 +141,7 @@ Tensor signed_sum_values(const Tensor& input, std::vector<int64_t> shape, int64_
   const auto scales = checked_vector(scale, "scale", channels, ScalarType::Float);
   const auto biases = checked_vector(bias, "bias", channels, ScalarType::Float);
   shape.push_back(channels);
-  const Tensor out = new_tensor(input, shape, integer ? ScalarType::Int : input.scalar_type());
+  const Tensor out = new_tensor(shape, integer ? ScalarType::Int : input.scalar_type());
   with_input_type(input, [&](auto value) {
     using In = decltype(value);
     if constexpr (std::is_same_v<In, uint8_t>)
@@ -152,7 +161,7 @@ Tensor signed_sum_bits(const Tensor& input, std::vector<int64_t> shape, int64_t 
                                             integer ? ScalarType::Int : ScalarType::Float);
   const auto flips = checked_vector(flip, "flip", word_count(channels), ScalarType::Int);
   shape.push_back(word_count(channels));
-  const Tensor out = new_tensor(input, shape, ScalarType::Int);
+  const Tensor out = new_tensor(shape, ScalarType::Int);
   with_input_type(input, [&](auto value) {
     using Sum = SumOf<decltype(value)>;
     run(value, StoreBits<Sum>{mutable_data<Word>(out), channels, data<Sum>(thresholds),

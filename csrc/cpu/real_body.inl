@@ -121,17 +121,6 @@ void make_tables(const T* input, int64_t channel_step, int64_t channels, int64_t
   if (rest == 3) make_last(make_quad<T, 3>);
 }
 
-template <typename T>
-void compare_rows(const T* sums, int64_t sums_stride, int64_t rows, int64_t channels,
-                  const T* threshold, const Word* flip, Word* out, int64_t out_stride) {
-  for (int64_t c = 0; c < channels; c += kWordBits, ++out) {
-    const int64_t count = channels - c < kWordBits ? channels - c : kWordBits;
-    const Word* below = flip ? flip + c / kWordBits : nullptr;
-    for (int64_t row = 0; row < rows; ++row)
-      compare(sums + row * sums_stride + c, count, threshold + c, below, out + row * out_stride);
-  }
-}
-
 void finish(float* values, int64_t n, const float* scale, const float* bias) {
   if (scale)
     for (int64_t i = 0; i < n; ++i) values[i] *= scale[i];
@@ -140,6 +129,6 @@ void finish(float* values, int64_t n, const float* scale, const float* bias) {
 }
 
 constexpr RealKernels kRealKernels = {Lookup<float>::kTableSize,
-                                      {make_tables<float>, add<float>, compare_rows<float>},
-                                      {make_tables<int32_t>, add<int32_t>, compare_rows<int32_t>},
+                                      {make_tables<float>, add<float>},
+                                      {make_tables<int32_t>, add<int32_t>},
                                       finish};

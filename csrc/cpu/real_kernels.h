@@ -50,10 +50,6 @@ struct SignedSumKernels {
                       int64_t pixels, T* tables);
 
   void (*add)(const SignedSums<T>& problem);
-
-  // PackKernels' comparison for rows of channels.
-  void (*compare)(const T* sums, int64_t sums_stride, int64_t rows, int64_t channels,
-                  const T* threshold, const Word* flip, Word* out, int64_t out_stride);
 };
 
 struct RealKernels {
