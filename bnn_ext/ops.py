@@ -11,11 +11,12 @@ the argument, what was found and what was expected.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnn_ext import _extension, reference
 from bnn_ext.reference import words
@@ -203,6 +204,44 @@ def _check_fused(
     return [STEPS.index(name) for name, _ in steps], [operand for _, operand in steps]
 
 
+# --- calls ----------------------------------------------------------------------------------------
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _checked_by_kernel(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Lets the kernel of the wrapper's name check the arguments first.
+
+    It does so in less time than Python needs, which counts where a layer takes as long as these
+    checks; but it names less. So where it refuses, the wrapper is called, to say what is wrong.
+    Schemas and wrappers have the same arguments in the same order.
+    """
+    kernel = getattr(torch.ops.bnn_ext, wrapper.__name__).default
+
+    @functools.wraps(wrapper)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        input = args[0] if args else None
+        real = isinstance(input, Tensor) and type(input) in (Tensor, nn.Parameter) and input.is_cpu
+        if real and not _needs_wrapper(args, kwargs):
+            try:
+                return kernel(*args, **kwargs)
+            except (RuntimeError, TypeError):
+                pass
+        return wrapper(*args, **kwargs)
+
+    return call
+
+
+def _needs_wrapper(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether torch is tracing, or a tensor requires a gradient, which a kernel cannot see."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in (*args, *kwargs.values())
+    )
+
+
 # --- shapes ---------------------------------------------------------------------------------------
 
 
@@ -232,6 +271,7 @@ def _pool_size(
 # --- packing --------------------------------------------------------------------------------------
 
 
+@_checked_by_kernel
 def pack(input: Tensor, threshold: Tensor | None = None, flip: Tensor | None = None) -> Tensor:
     """Packs signs, or comparisons with a threshold per channel, along the last dimension.
 
@@ -264,6 +304,7 @@ def _(input: Tensor, threshold: Tensor | None = None, flip: Tensor | None = None
     return input.new_empty((*input.shape[:-1], words(input.shape[-1])), dtype=torch.int32)
 
 
+@_checked_by_kernel
 def unpack(packed: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The inverse of `pack`: +1 and -1 in `dtype`.
 
@@ -283,7 +324,7 @@ def unpack(packed: Tensor, channels: int, dtype: torch.dtype = torch.float32) ->
 
 
 @torch.library.register_fake("bnn_ext::unpack")
-def _(packed: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+def _(packed: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return packed.new_empty((*packed.shape[:-1], channels), dtype=dtype)
 
 
@@ -404,6 +445,7 @@ def _check_linear(input: Tensor, weight: Tensor, in_features: int, tiles: Tensor
     _check_tiles(tiles, weight, groups=1)
 
 
+@_checked_by_kernel
 def linear(
     input: Tensor, weight: Tensor, in_features: int, *, tiles: Tensor | None = None
 ) -> Tensor:
@@ -427,6 +469,7 @@ def _(input: Tensor, weight: Tensor, in_features: int, tiles: Tensor | None = No
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
 
+@_checked_by_kernel
 def linear_float(
     input: Tensor,
     weight: Tensor,
@@ -461,14 +504,15 @@ def _(
     input: Tensor,
     weight: Tensor,
     in_features: int,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    dtype: torch.dtype,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
     tiles: Tensor | None = None,
 ) -> Tensor:
     return input.new_empty((*input.shape[:-1], weight.shape[0]), dtype=dtype)
 
 
+@_checked_by_kernel
 def linear_bits(
     input: Tensor,
     weight: Tensor,
@@ -501,7 +545,7 @@ def _(
     weight: Tensor,
     in_features: int,
     threshold: Tensor,
-    flip: Tensor | None,
+    flip: Tensor | None = None,
     tiles: Tensor | None = None,
 ) -> Tensor:
     return input.new_empty((*input.shape[:-1], words(weight.shape[0])))
@@ -655,6 +699,7 @@ def _conv2d_shape(
     return batch, height, width
 
 
+@_checked_by_kernel
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -694,17 +739,18 @@ def _(
     input: Tensor,
     weight: Tensor,
     in_channels: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pad_value: int,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
     tiles: Tensor | None = None,
 ) -> Tensor:
     shape = _conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation)
     return input.new_empty((*shape, weight.shape[0]))
 
 
+@_checked_by_kernel
 def conv2d_float(
     input: Tensor,
     weight: Tensor,
@@ -759,20 +805,21 @@ def _(
     input: Tensor,
     weight: Tensor,
     in_channels: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pad_value: int,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    dtype: torch.dtype,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
     tiles: Tensor | None = None,
 ) -> Tensor:
     shape = _conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation)
     return input.new_empty((*shape, weight.shape[0]), dtype=dtype)
 
 
+@_checked_by_kernel
 def conv2d_bits(
     input: Tensor,
     weight: Tensor,
@@ -812,9 +859,9 @@ def conv2d_bits(
         dilation,
         groups,
         pad_value,
-        threshold,
-        flip,
-        tiles,
+        threshold=threshold,
+        flip=flip,
+        tiles=tiles,
     )
 
 
@@ -823,13 +870,14 @@ def _(
     input: Tensor,
     weight: Tensor,
     in_channels: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pad_value: int,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+    *,
     threshold: Tensor,
-    flip: Tensor | None,
+    flip: Tensor | None = None,
     tiles: Tensor | None = None,
 ) -> Tensor:
     shape = _conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation)
@@ -946,8 +994,8 @@ def _by_torch(op: str) -> Callable[..., Tensor]:
     names = [argument.name for argument in schema.arguments]
     sums_of = reference.real_conv2d_sums if "conv2d" in op else reference.real_linear_sums
 
-    def call(*values: Any) -> Tensor:
-        arguments = dict(zip(names, values, strict=False))  # torch leaves out defaults at the end
+    def call(*values: Any, **named: Any) -> Tensor:
+        arguments = dict(zip(names, values, strict=False)) | named  # torch leaves out defaults
         scale, bias, threshold, flip, _ = (
             arguments.pop(name, None) for name in ("scale", "bias", "threshold", "flip", "tiles")
         )
@@ -1020,6 +1068,7 @@ def _check_binary_weight_linear(
     _check_tiles(tiles, weight, groups=1)
 
 
+@_checked_by_kernel
 def binary_weight_linear(
     input: Tensor,
     weight: Tensor,
@@ -1065,6 +1114,7 @@ def _(
     return input.new_empty((*input.shape[:-1], weight.shape[0]), dtype=_value_dtype(input))
 
 
+@_checked_by_kernel
 def binary_weight_linear_bits(
     input: Tensor,
     weight: Tensor,
@@ -1100,7 +1150,7 @@ def _(
     weight: Tensor,
     in_features: int,
     threshold: Tensor,
-    flip: Tensor | None,
+    flip: Tensor | None = None,
     tiles: Tensor | None = None,
 ) -> Tensor:
     return input.new_empty((*input.shape[:-1], words(weight.shape[0])), dtype=torch.int32)
@@ -1131,6 +1181,7 @@ def _check_binary_weight_conv2d(
     return geometry
 
 
+@_checked_by_kernel
 def binary_weight_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -1175,11 +1226,11 @@ def binary_weight_conv2d(
 def _(
     input: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pad_value: int,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
     scale: Tensor | None = None,
     bias: Tensor | None = None,
     tiles: Tensor | None = None,
@@ -1189,6 +1240,7 @@ def _(
     return nhwc.permute(0, 3, 1, 2)
 
 
+@_checked_by_kernel
 def binary_weight_conv2d_bits(
     input: Tensor,
     weight: Tensor,
@@ -1217,7 +1269,16 @@ def binary_weight_conv2d_bits(
     )
     _check_thresholds(input, threshold, flip, weight.shape[0])
     return torch.ops.bnn_ext.binary_weight_conv2d_bits(
-        input, weight, stride, padding, dilation, groups, pad_value, threshold, flip, tiles
+        input,
+        weight,
+        stride,
+        padding,
+        dilation,
+        groups,
+        pad_value,
+        threshold=threshold,
+        flip=flip,
+        tiles=tiles,
     )
 
 
@@ -1225,13 +1286,14 @@ def binary_weight_conv2d_bits(
 def _(
     input: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pad_value: int,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+    *,
     threshold: Tensor,
-    flip: Tensor | None,
+    flip: Tensor | None = None,
     tiles: Tensor | None = None,
 ) -> Tensor:
     shape = _conv2d_shape(input.shape[0], input.shape[2:], weight, stride, padding, dilation)
@@ -1241,6 +1303,7 @@ def _(
 # --- pooling --------------------------------------------------------------------------------------
 
 
+@_checked_by_kernel
 def max_pool2d(
     input: Tensor,
     kernel_size: _Pair,
@@ -1291,9 +1354,9 @@ def _(
     input: Tensor,
     kernel_size: Sequence[int],
     stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
     minimum: Tensor | None = None,
 ) -> Tensor:
     height, width = (

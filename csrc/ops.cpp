@@ -9,36 +9,38 @@
 
 #include "cpu/kernels.h"
 
+// Names, order and defaults of the arguments are those of the wrappers, which may so pass a call on
+// as it is; dtype 6 is float32.
 STABLE_TORCH_LIBRARY(bnn_ext, m) {
   m.def("pack(Tensor input, Tensor? threshold=None, Tensor? flip=None) -> Tensor");
-  m.def("unpack(Tensor packed, int channels, ScalarType dtype) -> Tensor");
+  m.def("unpack(Tensor packed, int channels, ScalarType dtype=6) -> Tensor");
   m.def("flatten(Tensor packed, int channels) -> Tensor");
 
   m.def("tile_weight(Tensor weight, int groups=1) -> Tensor");
 
   m.def("linear(Tensor input, Tensor weight, int in_features, Tensor? tiles=None) -> Tensor");
   m.def(
-      "linear_float(Tensor input, Tensor weight, int in_features, Tensor? scale, Tensor? bias, "
-      "ScalarType dtype, Tensor? tiles=None) -> Tensor");
+      "linear_float(Tensor input, Tensor weight, int in_features, Tensor? scale=None, "
+      "Tensor? bias=None, ScalarType dtype=6, Tensor? tiles=None) -> Tensor");
   m.def(
-      "linear_bits(Tensor input, Tensor weight, int in_features, Tensor threshold, Tensor? flip, "
-      "Tensor? tiles=None) -> Tensor");
+      "linear_bits(Tensor input, Tensor weight, int in_features, Tensor threshold, "
+      "Tensor? flip=None, Tensor? tiles=None) -> Tensor");
   m.def(
       "linear_fused(Tensor input, Tensor weight, int in_features, int[] operations, "
       "Tensor[] operands, ScalarType? dtype, Tensor? threshold, Tensor? flip, Tensor? tiles=None) "
       "-> Tensor[]");
 
   m.def(
-      "conv2d(Tensor input, Tensor weight, int in_channels, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, int pad_value, Tensor? tiles=None) -> Tensor");
+      "conv2d(Tensor input, Tensor weight, int in_channels, int[2] stride=1, int[2] padding=0, "
+      "int[2] dilation=1, int groups=1, int pad_value=0, Tensor? tiles=None) -> Tensor");
   m.def(
-      "conv2d_float(Tensor input, Tensor weight, int in_channels, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, int pad_value, Tensor? scale, Tensor? bias, ScalarType dtype, "
-      "Tensor? tiles=None) -> Tensor");
+      "conv2d_float(Tensor input, Tensor weight, int in_channels, int[2] stride=1, "
+      "int[2] padding=0, int[2] dilation=1, int groups=1, int pad_value=0, Tensor? scale=None, "
+      "Tensor? bias=None, ScalarType dtype=6, Tensor? tiles=None) -> Tensor");
   m.def(
-      "conv2d_bits(Tensor input, Tensor weight, int in_channels, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, int pad_value, Tensor threshold, Tensor? flip, "
-      "Tensor? tiles=None) -> Tensor");
+      "conv2d_bits(Tensor input, Tensor weight, int in_channels, int[2] stride=1, "
+      "int[2] padding=0, int[2] dilation=1, int groups=1, int pad_value=0, *, Tensor threshold, "
+      "Tensor? flip=None, Tensor? tiles=None) -> Tensor");
   m.def(
       "conv2d_fused(Tensor input, Tensor weight, int in_channels, int[2] stride, int[2] padding, "
       "int[2] dilation, int groups, int pad_value, int[] operations, Tensor[] operands, "
@@ -49,20 +51,20 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
       "Tensor? bias=None, Tensor? tiles=None) -> Tensor");
   m.def(
       "binary_weight_linear_bits(Tensor input, Tensor weight, int in_features, Tensor threshold, "
-      "Tensor? flip, Tensor? tiles=None) -> Tensor");
+      "Tensor? flip=None, Tensor? tiles=None) -> Tensor");
 
   m.def(
-      "binary_weight_conv2d(Tensor input, Tensor weight, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, int pad_value, Tensor? scale=None, Tensor? bias=None, "
+      "binary_weight_conv2d(Tensor input, Tensor weight, int[2] stride=1, int[2] padding=0, "
+      "int[2] dilation=1, int groups=1, int pad_value=0, Tensor? scale=None, Tensor? bias=None, "
       "Tensor? tiles=None) -> Tensor");
   m.def(
-      "binary_weight_conv2d_bits(Tensor input, Tensor weight, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, int pad_value, Tensor threshold, Tensor? flip, "
+      "binary_weight_conv2d_bits(Tensor input, Tensor weight, int[2] stride=1, int[2] padding=0, "
+      "int[2] dilation=1, int groups=1, int pad_value=0, *, Tensor threshold, Tensor? flip=None, "
       "Tensor? tiles=None) -> Tensor");
 
   m.def(
-      "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding, "
-      "int[2] dilation, bool ceil_mode, Tensor? minimum=None) -> Tensor");
+      "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding=0, "
+      "int[2] dilation=1, bool ceil_mode=False, Tensor? minimum=None) -> Tensor");
 }
 
 // --- bnn_ext._C

@@ -235,56 +235,81 @@ def test_empty(name: str, args: tuple[Any, ...]) -> None:
     check(name, *args)
 
 
-def operator_calls() -> dict[str, tuple[Any, ...]]:
-    """One call of every torch.ops.bnn_ext operator with all of its arguments."""
+def operator_calls() -> dict[str, dict[str, Any]]:
+    """One call of every operator that has a CUDA kernel, with all of its arguments."""
     row, weight, vector = random_packed(3, 40), random_packed(5, 40), torch.randn(5)
     map_, kernel = random_packed(2, 6, 6, 40), random_packed(5, 3, 3, 40)
-    conv = (map_, kernel, 40, [1, 1], [1, 1], [1, 1], 1, 0)
-    threshold, flip = random_threshold(5), random_flip(5)
+    linear = {"input": row, "weight": weight, "in_features": 40}
+    conv2d = {
+        "input": map_,
+        "weight": kernel,
+        "in_channels": 40,
+        "stride": [1, 1],
+        "padding": [1, 1],
+        "dilation": [1, 1],
+        "groups": 1,
+        "pad_value": 0,
+    }
+    affine = {"scale": vector, "bias": vector, "dtype": torch.bfloat16}
+    bits = {"threshold": random_threshold(5), "flip": random_flip(5)}
     return {
-        "pack": (torch.randn(3, 5), vector, flip),
-        "unpack": (row, 40, torch.float16),
-        "flatten": (map_, 40),
-        "tile_weight": (kernel, 1),
-        "linear": (row, weight, 40),
-        "linear_float": (row, weight, 40, vector, vector, torch.float32),
-        "linear_bits": (row, weight, 40, threshold, flip),
-        "conv2d": conv,
-        "conv2d_float": (*conv, vector, vector, torch.bfloat16),
-        "conv2d_bits": (*conv, threshold, flip),
-        "max_pool2d": (map_, [2, 2], [2, 2], [0, 0], [1, 1], False, random_flip(40)),
+        "pack": {"input": torch.randn(3, 5), "threshold": vector, "flip": random_flip(5)},
+        "unpack": {"packed": row, "channels": 40, "dtype": torch.float16},
+        "flatten": {"packed": map_, "channels": 40},
+        "tile_weight": {"weight": kernel, "groups": 1},
+        "linear": linear,
+        "linear_float": linear | affine,
+        "linear_bits": linear | bits,
+        "conv2d": conv2d,
+        "conv2d_float": conv2d | affine,
+        "conv2d_bits": conv2d | bits,
+        "max_pool2d": {
+            "input": map_,
+            "kernel_size": [2, 2],
+            "stride": [2, 2],
+            "padding": [0, 0],
+            "dilation": [1, 1],
+            "ceil_mode": False,
+            "minimum": random_flip(40),
+        },
     }
 
 
+def all_on_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: on_gpu(value) for name, value in arguments.items()}
+
+
 @gpu
-@pytest.mark.parametrize(("name", "args"), operator_calls().items())
-def test_opcheck(name: str, args: tuple[Any, ...]) -> None:
-    torch.library.opcheck(getattr(torch.ops.bnn_ext, name).default, tuple(map(on_gpu, args)))
+@pytest.mark.parametrize(("name", "arguments"), operator_calls().items())
+def test_opcheck(name: str, arguments: dict[str, Any]) -> None:
+    operator = getattr(torch.ops.bnn_ext, name).default
+    torch.library.opcheck(operator, (), all_on_gpu(arguments))
 
 
 @gpu
 @pytest.mark.parametrize(
-    "name", [name for name in ops.__all__ if name not in ("unpack", "flatten", "tile_weight")]
+    "name", sorted(operator_calls().keys() - {"unpack", "flatten", "tile_weight"})
 )
 def test_a_cpu_argument_among_cuda_arguments_is_an_error(name: str) -> None:
-    operator, args = getattr(torch.ops.bnn_ext, name), operator_calls()[name]
-    tensors = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+    operator, arguments = getattr(torch.ops.bnn_ext, name), operator_calls()[name]
+    tensors = {key for key, value in arguments.items() if isinstance(value, Tensor)}
     assert len(tensors) > 1
     for stays in tensors:
-        mixed = [value if i == stays else on_gpu(value) for i, value in enumerate(args)]
         with pytest.raises(RuntimeError, match=r"must be on .*found the CPU"):
-            operator(*mixed)
+            operator(**(all_on_gpu(arguments) | {stays: arguments[stays]}))
 
 
 @gpu
-@pytest.mark.parametrize(("name", "args"), operator_calls().items())
-def test_runs_on_the_current_stream_without_synchronizing(name: str, args: tuple[Any, ...]) -> None:
-    operator, args = getattr(torch.ops.bnn_ext, name), tuple(map(on_gpu, args))
-    expected = operator(*args)
+@pytest.mark.parametrize(("name", "arguments"), operator_calls().items())
+def test_runs_on_the_current_stream_without_synchronizing(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    operator, arguments = getattr(torch.ops.bnn_ext, name), all_on_gpu(arguments)
+    expected = operator(**arguments)
     # Capture fails on work in another stream and on any synchronization.
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = operator(*args)
+        found = operator(**arguments)
     found.zero_()
     graph.replay()
     assert torch.equal(found, expected)
@@ -292,10 +317,11 @@ def test_runs_on_the_current_stream_without_synchronizing(name: str, args: tuple
 
 @gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize(("name", "args"), operator_calls().items())
-def test_runs_on_the_device_of_its_input(name: str, args: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(("name", "arguments"), operator_calls().items())
+def test_runs_on_the_device_of_its_input(name: str, arguments: dict[str, Any]) -> None:
     operator = getattr(torch.ops.bnn_ext, name)
-    expected = operator(*map(on_gpu, args))
-    found = operator(*(v.to("cuda:1") if isinstance(v, Tensor) else v for v in args))
+    expected = operator(**all_on_gpu(arguments))
+    moved = {k: v.to("cuda:1") if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    found = operator(**moved)
     assert found.device == torch.device("cuda:1")
     assert torch.equal(found.cpu(), expected.cpu())
