@@ -1159,6 +1159,7 @@ def _(
 def _check_binary_weight_conv2d(
     input: Tensor,
     weight: Tensor,
+    in_channels: int,
     stride: _Pair,
     padding: _Pair,
     dilation: _Pair,
@@ -1166,17 +1167,21 @@ def _check_binary_weight_conv2d(
     pad_value: int,
     tiles: Tensor | None,
 ) -> _ConvArguments:
+    _check_integer("in_channels", in_channels, 0)
     _check_integer("groups", groups, 1)
+    if in_channels % groups:
+        raise ValueError(f"groups must divide the {in_channels} input channels, found {groups}")
     _check_real("input", input, rank=4)
-    channels = input.shape[1]
-    if channels % groups:
-        raise ValueError(f"groups must divide the {channels} input channels, found {groups}")
-    _check_packed("weight", weight, channels // groups, rank=4)
+    if input.shape[1] != in_channels:
+        raise ValueError(
+            f"input must have {in_channels} channels, found shape {tuple(input.shape)}"
+        )
+    _check_packed("weight", weight, in_channels // groups, rank=4)
     _check_device("weight", weight, input.device)
     geometry = _check_geometry(
         tuple(input.shape[2:]), weight, stride, padding, dilation, groups, pad_value
     )
-    _check_real_sums("weight", input, weight.shape[1] * weight.shape[2] * channels // groups)
+    _check_real_sums("weight", input, weight.shape[1] * weight.shape[2] * in_channels // groups)
     _check_tiles(tiles, weight, groups)
     return geometry
 
@@ -1185,6 +1190,7 @@ def _check_binary_weight_conv2d(
 def binary_weight_conv2d(
     input: Tensor,
     weight: Tensor,
+    in_channels: int,
     stride: _Pair = 1,
     padding: _Pair = 0,
     dilation: _Pair = 1,
@@ -1197,14 +1203,15 @@ def binary_weight_conv2d(
 ) -> Tensor:
     """Cross-correlation of real maps and ±1 kernels, `* scale + bias` per output channel.
 
-    Sums round as those of `binary_weight_linear`: off by at most `(kh * kw * ceil(C / groups / 4)
-    + 3) * 2**-24 * sum(abs(x))` over the inputs of a window.
+    Sums round as those of `binary_weight_linear`: off by at most `(kh * kw *
+    ceil(in_channels / groups / 4) + 3) * 2**-24 * sum(abs(x))` over the inputs of a window.
 
     Args:
-        input: `[N, C, H, W]` of any strides, float32, float16, bfloat16 or uint8.
-        weight: packed `[out, kh, kw, ceil(C / groups / 32)]`.
+        input: `[N, in_channels, H, W]` of any strides, float32, float16, bfloat16 or uint8.
+        weight: packed `[out, kh, kw, ceil(in_channels / groups / 32)]`.
+        in_channels: number of input channels.
         stride, padding, dilation: one integer, or two for height and width.
-        groups: divides `C` and `out`.
+        groups: divides `in_channels` and `out`.
         pad_value: what a padded position holds: 0 adds nothing (as in torch), +1 or -1.
         scale, bias: float32 `[out]` or None; None for uint8.
         tiles: `tile_weight(weight, groups)`, if at hand.
@@ -1214,11 +1221,11 @@ def binary_weight_conv2d(
         dtype of the input; for uint8 the int32 sums, exactly.
     """
     stride, padding, dilation = _check_binary_weight_conv2d(
-        input, weight, stride, padding, dilation, groups, pad_value, tiles
+        input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles
     )
     _check_affine(input, scale, bias, weight.shape[0])
     return torch.ops.bnn_ext.binary_weight_conv2d(
-        input, weight, stride, padding, dilation, groups, pad_value, scale, bias, tiles
+        input, weight, in_channels, stride, padding, dilation, groups, pad_value, scale, bias, tiles
     )
 
 
@@ -1226,6 +1233,7 @@ def binary_weight_conv2d(
 def _(
     input: Tensor,
     weight: Tensor,
+    in_channels: int,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
@@ -1244,6 +1252,7 @@ def _(
 def binary_weight_conv2d_bits(
     input: Tensor,
     weight: Tensor,
+    in_channels: int,
     stride: _Pair = 1,
     padding: _Pair = 0,
     dilation: _Pair = 1,
@@ -1265,12 +1274,13 @@ def binary_weight_conv2d_bits(
         packed NHWC map `[N, H', W', ceil(out / 32)]`.
     """
     stride, padding, dilation = _check_binary_weight_conv2d(
-        input, weight, stride, padding, dilation, groups, pad_value, tiles
+        input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles
     )
     _check_thresholds(input, threshold, flip, weight.shape[0])
     return torch.ops.bnn_ext.binary_weight_conv2d_bits(
         input,
         weight,
+        in_channels,
         stride,
         padding,
         dilation,
@@ -1286,6 +1296,7 @@ def binary_weight_conv2d_bits(
 def _(
     input: Tensor,
     weight: Tensor,
+    in_channels: int,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),

@@ -248,6 +248,7 @@ def binary_weight_linear_bits(
 def real_conv2d_sums(
     input: Tensor,
     weight: Tensor,
+    in_channels: int,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
@@ -256,7 +257,7 @@ def real_conv2d_sums(
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """`[N, H', W', out]`, like `real_linear_sums`."""
-    w = unpack(weight, input.shape[1] // groups, dtype).permute(0, 3, 1, 2)
+    w = unpack(weight, in_channels // groups, dtype).permute(0, 3, 1, 2)
     padded = (padding[1], padding[1], padding[0], padding[0])
     x = F.pad(input.to(dtype), padded, value=float(pad_value))
     return F.conv2d(x, w, None, stride, 0, dilation, groups).permute(0, 2, 3, 1)
@@ -265,6 +266,7 @@ def real_conv2d_sums(
 def binary_weight_conv2d(
     input: Tensor,
     weight: Tensor,
+    in_channels: int,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
@@ -273,7 +275,9 @@ def binary_weight_conv2d(
     scale: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    sums = real_conv2d_sums(input, weight, stride, padding, dilation, groups, pad_value)
+    sums = real_conv2d_sums(
+        input, weight, in_channels, stride, padding, dilation, groups, pad_value
+    )
     out = finish_real(sums, scale, bias, input.dtype).permute(0, 3, 1, 2)
     return out.contiguous(memory_format=torch.channels_last)
 
@@ -281,6 +285,7 @@ def binary_weight_conv2d(
 def binary_weight_conv2d_bits(
     input: Tensor,
     weight: Tensor,
+    in_channels: int,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
@@ -290,7 +295,9 @@ def binary_weight_conv2d_bits(
     threshold: Tensor,
     flip: Tensor | None = None,
 ) -> Tensor:
-    sums = real_conv2d_sums(input, weight, stride, padding, dilation, groups, pad_value)
+    sums = real_conv2d_sums(
+        input, weight, in_channels, stride, padding, dilation, groups, pad_value
+    )
     return pack_bits(compare(sums.to(threshold.dtype), threshold, flip))
 
 

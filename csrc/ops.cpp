@@ -54,13 +54,13 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
       "Tensor? flip=None, Tensor? tiles=None) -> Tensor");
 
   m.def(
-      "binary_weight_conv2d(Tensor input, Tensor weight, int[2] stride=1, int[2] padding=0, "
-      "int[2] dilation=1, int groups=1, int pad_value=0, Tensor? scale=None, Tensor? bias=None, "
-      "Tensor? tiles=None) -> Tensor");
+      "binary_weight_conv2d(Tensor input, Tensor weight, int in_channels, int[2] stride=1, "
+      "int[2] padding=0, int[2] dilation=1, int groups=1, int pad_value=0, Tensor? scale=None, "
+      "Tensor? bias=None, Tensor? tiles=None) -> Tensor");
   m.def(
-      "binary_weight_conv2d_bits(Tensor input, Tensor weight, int[2] stride=1, int[2] padding=0, "
-      "int[2] dilation=1, int groups=1, int pad_value=0, *, Tensor threshold, Tensor? flip=None, "
-      "Tensor? tiles=None) -> Tensor");
+      "binary_weight_conv2d_bits(Tensor input, Tensor weight, int in_channels, int[2] stride=1, "
+      "int[2] padding=0, int[2] dilation=1, int groups=1, int pad_value=0, *, Tensor threshold, "
+      "Tensor? flip=None, Tensor? tiles=None) -> Tensor");
 
   m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding=0, "

@@ -23,6 +23,7 @@ def _sums(layer: bnn.BinaryLinear | bnn.BinaryConv2d, x: Tensor) -> Tensor:
     sums = ops.binary_weight_conv2d(
         x.float(),
         ops.pack(signs.permute(0, 2, 3, 1).contiguous()),
+        layer.in_channels,
         pair(layer.stride),
         (top, left),
         pair(layer.dilation),

@@ -66,7 +66,6 @@ def examples() -> dict[str, dict[str, Any]]:
     to_bits = {"threshold": threshold, "flip": flip}
     real_linear = linear | {"input": torch.randn(2, 70)}
     real_conv2d = conv2d | {"input": torch.randn(2, 165, 6, 7)}
-    del real_conv2d["in_channels"]
     affine = {"scale": scale, "bias": bias}
     to_real_bits = {"threshold": torch.randn(5), "flip": flip}
     return {

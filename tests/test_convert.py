@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -23,7 +24,6 @@ from bnn_ext.convert.summary import BINARY_LAYERS, tensor_bytes
 from bnn_ext.nn.packed import (
     BinaryWeightConv2d,
     BinaryWeightLinear,
-    Pack,
     PackedConv2d,
     PackedFlatten,
     PackedLinear,
@@ -210,14 +210,14 @@ def test_random_models_cover_what_they_should():
                 both = values.flatten(0, -2).float().mean(0)
                 note(both_ways=bool(((both > 0) & (both < 1)).any()))
                 note(constant=bool((step.threshold == 2**31 - 1).any()))
-            if isinstance(step, Pack):
-                note(float_threshold=step.threshold is not None)
+            if isinstance(step, (RealInputLinear, RealInputConv2d)):
+                note(real_bits=step.threshold is not None, real_floats=step.threshold is None)
             if isinstance(step, PackedMaxPool2d):
                 note(minimum=step.minimum is not None, ceil_mode=step.ceil_mode)
     assert 0.3 < ones / bits < 0.7
     chained = ("MaxPool2d", "BatchNorm1d", "BatchNorm2d", "Hardtanh", "ReLU", "ReLU6", "LeakyReLU")
     required = [f"{kind} fused" for kind in ("BinaryConv2d", "BinaryLinear", "Flatten", *chained)]
-    required += [f"{kind} left" for kind in ("LogSoftmax", "PReLU", "LeakyReLU", *BINARY_KINDS)]
+    required += [f"{kind} left" for kind in ("LogSoftmax", "PReLU", "LeakyReLU")]
     required += [f"{kind} packed" for kind in BINARY_KINDS] + ["PReLU fused", "Dropout fused"]
     required += ["channels_last", "nested", "negative", "zero", "same", "groups", "odd_groups"]
     required += [
@@ -225,7 +225,8 @@ def test_random_models_cover_what_they_should():
         "scale",
         "flip",
         "constant",
-        "float_threshold",
+        "real_bits",
+        "real_floats",
         "minimum",
         "ceil_mode",
     ]
@@ -490,10 +491,10 @@ def test_module_used_twice():
 
 
 def test_single_layer():
-    for layer in (bnn.BinaryLinear(20, 3), bnn.BinaryLinear(20, 3, input_quantizer=None)):
-        check(
-            layer.eval(), torch.randn(2, 20), "left" if layer.input_quantizer is None else "packed"
-        )
+    check(bnn.BinaryLinear(20, 3).eval(), torch.randn(2, 20), "packed")
+    real = bnn.BinaryLinear(20, 3, input_quantizer=None).eval()
+    check(real, torch.randn(2, 20), "packed")
+    check(real, torch.randn(2, 20), "left", real_layers="torch")
     check(bnn.BinaryConv2d(3, 2, 3).eval(), torch.randn(MAP), "packed")
 
 
@@ -545,10 +546,12 @@ def test_first_layer(real_layers, quantizer):
         nn.Sequential(first, nn.BatchNorm2d(33), nn.MaxPool2d(2), bnn.BinaryConv2d(33, 5, 3))
     )
     between = "left" if real_layers == "torch" else "fused"
-    fast = check(
-        model, torch.randn(MAP), "left", between, between, "packed", real_layers=real_layers
-    )
-    assert isinstance(fast.steps[0], bnn.BinaryConv2d if quantizer is None else BinaryWeightConv2d)
+    own = quantizer is not None and real_layers == "fused"
+    statuses = ("fused" if own else "left", between, between, "packed")
+    fast = check(model, torch.randn(MAP), *statuses, real_layers=real_layers)
+    binary = RealInputConv2d if own else BinaryWeightConv2d
+    assert isinstance(fast.steps[0], bnn.BinaryConv2d if quantizer is None else binary)
+    assert isinstance(fast.steps[1], PackedMaxPool2d) == own  # pools the bits that it gets
 
 
 def test_real_layers_see_the_memory_format_of_the_float_model():
@@ -585,8 +588,59 @@ def test_binary_weights_keep_their_memory_format():
     last = copy.deepcopy(layer).to(memory_format=torch.channels_last)
     with torch.no_grad():  # if this is equal on some machine, the test says nothing there
         assert not torch.equal(layer(x), last(x))
-    check(layer, x, "left")
-    check(last, x, "left")
+    check(layer, x, "left", real_layers="torch")
+    check(last, x, "left", real_layers="torch")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_real_inputs_in_half_precision(dtype):
+    """Sums are float32 and rounded to the dtype where torch does it, before the chain."""
+    model = with_statistics(
+        nn.Sequential(
+            bnn.BinaryConv2d(5, 33, 3, input_quantizer=None), nn.BatchNorm2d(33), nn.Hardtanh()
+        )
+    )
+    model.append(bnn.BinaryConv2d(33, 5, 3).eval())
+    check(model.to(dtype), torch.randn(2, 5, 12, 13).to(dtype), *["fused"] * 3, "packed")
+
+
+def test_real_input_that_follows_a_chain():
+    """Between packed layers: what comes before gives floats."""
+    middle = bnn.BinaryConv2d(33, 33, 3, input_quantizer=None, weight_quantizer="ste_sign")
+    model = two_convs(nn.BatchNorm2d(33), middle, nn.MaxPool2d(2), nn.BatchNorm2d(33))
+    check(model, torch.randn(MAP), "packed", "left", "fused", "fused", "fused", "packed")
+    model = two_linears(nn.Conv1d(1, 1, 1), bnn.BinaryLinear(33, 33, input_quantizer=None))
+    check(model, torch.randn(1, 20), "packed", "left", "fused", "packed")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(5))
+def test_flips_are_few_and_close_to_their_threshold(seed):
+    """Against torch's own sums: only activations within rounding of the threshold can flip."""
+    torch.manual_seed(seed)
+    first = bnn.BinaryConv2d(16, 64, 3, padding=1, bias=False, input_quantizer=None)
+    x = torch.randn(8, 16, 20, 20)
+    norm = nn.BatchNorm2d(64)
+    sums = first.eval()(x)
+    # Half of the thresholds right on a sum that occurs: flips do happen in this test.
+    norm.running_mean.copy_(sums[seed, :, 7, 8])
+    norm.running_mean[::2] += torch.randn(32)
+    model = nn.Sequential(first, norm, bnn.BinaryConv2d(64, 9, 3)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = bnn_ext.convert(model, x)
+    verification = fast.report.verification
+    assert verification.activations == 8 * 64 * 20 * 20
+
+    signs = model[1](sums).permute(0, 2, 3, 1) >= 0
+    different = reference.unpack_bits(fast.steps[0](x), 64) != signs
+    assert verification.flips == int(different.sum())
+    # torch's sums and ours are each off by at most 144 roundings of the sum of magnitudes.
+    magnitudes = nn.functional.conv2d(x.abs(), torch.ones_like(first.weight), padding=1)
+    bound = 2 * 144 * 2.0**-24 * magnitudes.permute(0, 2, 3, 1)
+    distance = (sums.permute(0, 2, 3, 1) - fast.steps[0].threshold).abs()
+    assert (distance <= bound)[different].all()
+    assert 0 < different.sum() < 1e-4 * different.numel()
 
 
 def test_layers_that_work_in_place():
@@ -595,8 +649,10 @@ def test_layers_that_work_in_place():
     model = nn.Sequential(
         nn.LeakyReLU(0.5, inplace=True), bnn.BinaryLinear(20, 5, input_quantizer=None)
     )
-    fast = bnn_ext.convert(model.eval(), x)
+    fast = bnn_ext.convert(model.eval(), x, real_layers="torch")
     assert fast.report.verification.equal
+    assert torch.equal(x, before)
+    check(model, x)
     assert torch.equal(x, before)
     bnn_ext.summary(model, x)
     assert torch.equal(x, before)
@@ -620,9 +676,10 @@ def test_threshold_where_floats_overflow():
     first = bnn.BinaryLinear(20, 33, input_quantizer=None)
     last = bnn.BinaryLinear(33, 5)
     model = nn.Sequential(first, stretch, zero, last).eval()
-    check(model, x, "left", "fused", "fused", "packed")
+    check(model, x, "fused", "fused", "fused", "packed")
     nn.init.constant_(stretch.weight, 3e38)
-    fast = check(model, x, "left", "left", "left", "packed")
+    fast = check(model, x, "packed", "left", "left", "packed")
+    assert "NaN can occur in channel 0" in fast.report.layers[0].reason
     nn.init.constant_(stretch.weight, 1e38)
     model[0] = bnn.BinaryLinear(20, 33).eval()
     fast = check(model, x, "packed", "left", "left", "packed")

@@ -106,11 +106,12 @@ def check_linear(input: Tensor, weight: Tensor, tiles: Tensor | None = None) -> 
 
 
 def check_conv2d(input: Tensor, weight: Tensor, tiles: Tensor | None = None, **conv: Any) -> None:
-    sums = reference.real_conv2d_sums(input, weight, **conv)
-    group_channels = input.shape[1] // conv.get("groups", 1)
+    channels = input.shape[1]
+    sums = reference.real_conv2d_sums(input, weight, channels, **conv)
+    group_channels = channels // conv.get("groups", 1)
     ones = reference.pack(torch.ones(*weight.shape[:-1], group_channels))
     magnitude_conv = conv | {"pad_value": abs(conv.get("pad_value", 0))}
-    magnitudes = reference.real_conv2d_sums(input.double().abs(), ones, **magnitude_conv)
+    magnitudes = reference.real_conv2d_sums(input.double().abs(), ones, channels, **magnitude_conv)
     taps = weight.shape[1] * weight.shape[2]
     check_outputs(
         "binary_weight_conv2d",
@@ -119,6 +120,7 @@ def check_conv2d(input: Tensor, weight: Tensor, tiles: Tensor | None = None, **c
         channels_last=False,
         input=input,
         weight=weight,
+        in_channels=channels,
         tiles=tiles,
         **conv,
     )
@@ -296,7 +298,7 @@ def test_any_conv2d(
 def test_maps_without_channels(level):
     """Sums of nothing, which torch's convolution does not give."""
     for x in (torch.empty(2, 0, 3, 4), random_bytes(2, 0, 3, 4)):
-        out = ops.binary_weight_conv2d(x, random_packed(20, 3, 3, 0), padding=1)
+        out = ops.binary_weight_conv2d(x, random_packed(20, 3, 3, 0), 0, padding=1)
         assert torch.equal(out, torch.zeros(2, 20, 3, 4, dtype=out.dtype))
 
 
@@ -309,18 +311,19 @@ def test_maps_too_wide_for_one_ring_of_tables(level):
 
 def test_memory_formats_give_the_same_bits(level):
     x, weight = torch.randn(2, 37, 9, 10), random_packed(40, 3, 3, 37)
-    expected = ops.binary_weight_conv2d(x, weight, padding=1)
+    expected = ops.binary_weight_conv2d(x, weight, 37, padding=1)
     for other in memory_formats(x):
-        assert torch.equal(ops.binary_weight_conv2d(other, weight, padding=1), expected)
+        assert torch.equal(ops.binary_weight_conv2d(other, weight, 37, padding=1), expected)
 
 
 def test_zero_padding_adds_nothing(level):
     """Windows that see padding alone, and the exact 0 there."""
     x, weight = torch.randn(1, 5, 2, 2), random_packed(20, 2, 2, 5)
-    out = ops.binary_weight_conv2d(x, weight, padding=4, stride=2)
+    out = ops.binary_weight_conv2d(x, weight, 5, padding=4, stride=2)
     sees_padding_alone = reference.real_conv2d_sums(
         torch.ones_like(x),
         reference.pack(torch.ones(20, 2, 2, 5)),
+        5,
         (2, 2),
         (4, 4),
     ).permute(0, 3, 1, 2)
@@ -370,7 +373,7 @@ def test_convolution_adds_in_the_order_of_its_taps(level):
     rows = x.permute(0, 2, 3, 1).flatten(1)
     row_weight = reference.pack(reference.unpack(weight, 8).flatten(1))
     expected = ops.binary_weight_linear(rows, row_weight, 120)
-    assert torch.equal(ops.binary_weight_conv2d(x, weight).flatten(1), expected)
+    assert torch.equal(ops.binary_weight_conv2d(x, weight, 8).flatten(1), expected)
 
 
 def test_two_threads_give_the_bits_of_one(two_threads):
@@ -383,7 +386,7 @@ def test_two_threads_give_the_bits_of_one(two_threads):
             (
                 ops.binary_weight_linear(x, weight, 5000),
                 ops.binary_weight_linear(x.expand(50, -1), weight, 5000),
-                ops.binary_weight_conv2d(maps, kernel, padding=1),
+                ops.binary_weight_conv2d(maps, kernel, 24, padding=1),
             )
         )
     assert all(map(torch.equal, *results))

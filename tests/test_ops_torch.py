@@ -201,6 +201,7 @@ def test_two_threads_give_the_bits_of_one(two_threads):
         "binary_weight_conv2d_bits": {
             "input": torch.randint(256, (2, 24, 40, 50), dtype=torch.uint8),
             "weight": random_packed(70, 3, 3, 24),
+            "in_channels": 24,
             "threshold": bits["threshold"],
         },
     }

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from own_sums import with_own_sums
 from packed_inputs import random_packed
 from random_models import RandomModel
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from bnn_ext.nn.packed import (
     PackedLayer,
     PackedLinear,
     PackedMaxPool2d,
+    RealInputConv2d,
+    RealInputLinear,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,8 +99,9 @@ def test_state_dict(first, assign):
     assert not any("tiles" in key or "signs" in key for key in state)
     assert not other.load_state_dict(state, assign=assign).missing_keys
     assert torch.equal(outputs(other), expected)
+    *_, key = (key for key in state if key.endswith("weight"))
     with pytest.raises(RuntimeError, match="size mismatch"):
-        other.load_state_dict({**state, "steps.3.weight": torch.zeros(1, 1, 1, 1).int()})
+        other.load_state_dict({**state, key: torch.zeros(1, 1).int()})
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load_state_dict({})
     assert torch.equal(outputs(other), expected)
@@ -214,7 +218,7 @@ def test_other_sizes_after_conversion():
     for shape in ((1, 3, 5, 5), (4, 3, 9, 14), (0, 3, 8, 8), (1, 3, 40, 3)):
         x = torch.randn(shape)
         with torch.no_grad():
-            assert torch.equal(fast(x), model(x))
+            assert torch.equal(fast(x), with_own_sums(model)(x))
 
 
 def test_inputs_in_any_memory_order():
@@ -237,7 +241,7 @@ def test_every_cpu_level(level):
     drawn = [RandomModel(seed) for seed in range(8)]
     for model in drawn:
         fast = bnn_ext.convert(model.model, model.input, verify=False)
-        assert bnn_ext.verify(model.model, fast, model.input).equal
+        assert bnn_ext.verify(with_own_sums(model.model), fast, model.input).equal
 
 
 # --- the layers one by one ------------------------------------------------------------------------
@@ -275,6 +279,18 @@ def test_attributes_and_tensors_make_the_layer_again():
             ),
             torch.randn(2, 15, 6, 7),
         ),
+        (RealInputLinear(random_packed(33, 70), 70, scale, bias), torch.randn(2, 70)),
+        (RealInputLinear(random_packed(33, 70), 70, None, None, bias, flip), torch.randn(2, 70)),
+        (
+            RealInputConv2d(
+                random_packed(33, 3, 2, 5), 15, (1, 2), (2, 0), (1, 2), 3, -1, True, scale, bias
+            ),
+            torch.randn(2, 15, 6, 7),
+        ),
+        (
+            RealInputConv2d(random_packed(33, 3, 2, 15), 15, threshold=bias, flip=flip),
+            torch.randn(2, 15, 6, 7),
+        ),
     ]
     for layer, x in layers:
         again = type(layer)(**layer.attributes(), **layer.tensors())
@@ -299,9 +315,17 @@ def test_memory_format_of_float_maps(channels_last):
     x = random_packed(2, 6, 7, 33)
     out = PackedConv2d(weight, 33, channels_last=channels_last)(x)
     expected = ops.conv2d_float(x, weight, 33).permute(0, 3, 1, 2)
-    assert torch.equal(out, expected)
+    real = torch.randn(2, 33, 6, 7)
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    assert out.stride() == torch.empty(out.shape, memory_format=memory).stride()
+    for found, same in (
+        (out, expected),
+        (
+            RealInputConv2d(weight, 33, channels_last=channels_last)(real),
+            ops.binary_weight_conv2d(real, weight, 33),
+        ),
+    ):
+        assert torch.equal(found, same)
+        assert found.stride() == torch.empty(found.shape, memory_format=memory).stride()
 
 
 WEIGHT, KERNELS = random_packed(33, 70), random_packed(33, 3, 3, 70)
@@ -371,6 +395,18 @@ FLIP, WORDS = random_packed(33), torch.zeros(33, dtype=torch.int32)
             "groups must divide the 33",
         ),
         (lambda: BinaryWeightConv2d(KERNELS, 70, pad_value=7), ValueError, "pad_value must be -1"),
+        (lambda: RealInputLinear(WEIGHT, 64), ValueError, "weight must have 2 words"),
+        (lambda: RealInputLinear(WEIGHT, 70, threshold=WORDS), TypeError, "threshold must be"),
+        (
+            lambda: RealInputLinear(WEIGHT, 70, torch.ones(33), threshold=torch.ones(33)),
+            ValueError,
+            "threshold must stand alone",
+        ),
+        (lambda: RealInputConv2d(KERNELS, 64), ValueError, "weight must have 2 words"),
+        (lambda: RealInputConv2d(KERNELS, 70, groups=3), ValueError, "groups must divide the 70"),
+        (lambda: RealInputConv2d(KERNELS, 70, (0, 1)), ValueError, "stride must be at least 1"),
+        (lambda: RealInputConv2d(KERNELS, 70, pad_value=7), ValueError, "pad_value must be -1"),
+        (lambda: RealInputConv2d(KERNELS, 70, bias=torch.ones(3)), ValueError, "bias must have"),
     ],
 )
 def test_wrong_arguments(make, error, message):
@@ -383,5 +419,6 @@ def test_checks_need_no_memory():
     """Layers are checked on tensors without data: a map of this size would take a terabyte."""
     PackedConv2d(KERNELS, 70, padding=(10**5, 10**5))
     BinaryWeightConv2d(KERNELS, 70, padding=(10**5, 10**5))
+    RealInputConv2d(KERNELS, 70, padding=(10**5, 10**5))
     PackedMaxPool2d((10**5, 10**5), (1, 1))
     PackedFlatten(10**12)

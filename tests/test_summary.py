@@ -38,8 +38,7 @@ BEFORE = [
     ("Linear", 0, 24, 24 * 4, 0, 20),
 ]
 AFTER = [
-    ("BinaryWeightConv2d", 270, 0, 10 * 9 * 4, 0, 270 * 64),  # a word for 3 channels
-    ("Pack", 0, 10, 10 * 4, 0, 0),
+    ("RealInputConv2d", 270, 10, 10 * 9 * 4 + 10 * 4, 0, 270 * 64),  # a word for 3 channels
     ("PackedConv2d", 180, 6, 6 * 6 * 4 + 6 * 4, 180 * 12, 0),  # a word for 5 channels; thresholds
     ("PackedFlatten", 0, 0, 0, 0, 0),
     ("PackedLinear", 360, 10, 5 * 3 * 4 + 10 * 4, 360, 0),  # 3 words for 72; scale and bias
@@ -68,6 +67,9 @@ def test_before_and_after_conversion():
     assert [layer.name for layer in before.layers] == list("0123456")
     after = bnn_ext.summary(bnn_ext.convert(model, X), X)
     assert rows(after) == AFTER
+    by_torch = bnn_ext.summary(bnn_ext.convert(model, X, real_layers="torch"), X)
+    first = ("BinaryWeightConv2d", 270, 0, 10 * 9 * 4, 0, 270 * 64)
+    assert rows(by_torch) == [first, *BEFORE[1:3], ("Pack", 0, 0, 0, 0, 0), *AFTER[1:]]
     for summary, expected in ((before, BEFORE), (after, AFTER)):
         sums = [sum(row[i] for row in expected) for i in range(1, 6)]
         assert sums == [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from small_models import MAP, two_convs, two_linears
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 import bnn_ext
 from bnn_ext import nn as bnn
+from bnn_ext.convert import Verification, converter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,6 +59,53 @@ def test_of_maps_has_no_predictions():
     assert verification.equal
     assert verification.predictions == 0
     assert verification.elements == 2 * 5 * 8 * 9
+
+
+@pytest.mark.parametrize("between", [(), (nn.MaxPool2d(2), nn.Flatten())])
+def test_flips(between):
+    """Activations behind a real input, in the order of the original."""
+    first = bnn.BinaryConv2d(3, 33, 3, input_quantizer=None)
+    rows = bool(between)
+    last = bnn.BinaryLinear(33 * 25, 4) if rows else bnn.BinaryConv2d(33, 4, 3)
+    model = nn.Sequential(first, nn.BatchNorm2d(33), *between, last).eval()
+    model[0].bias.data.round_()
+    x = torch.randint(-9, 9, MAP).float()  # exact sums in any order
+    fast = bnn_ext.convert(model, x)
+    verification = fast.report.verification
+    with torch.no_grad():
+        signs = model[:-1](x) >= 0
+    assert verification.equal
+    assert (verification.activations, verification.flips) == (signs.numel(), 0)
+    assert str(verification).endswith(
+        f"; 0 of {signs.numel():,} activations behind real inputs "
+        "fell on the other side of their threshold"
+    )
+    fast.steps[0].threshold[5:] = float("inf")
+    wrong = signs.unflatten(1, (33, -1))[:, 5:] if rows else signs[:, 5:]
+    verification = bnn_ext.verify(model, fast, x)
+    assert verification.flips == int(wrong.sum()) > 0
+    assert not verification.equal
+
+
+def test_rounding_alone_does_not_warn():
+    """Where it is allowed: a layer by our kernels that gives floats."""
+    torch.manual_seed(0)
+    model = bnn.BinaryLinear(2000, 10, input_quantizer=None).eval()
+    x = torch.randn(50, 2000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        verification = bnn_ext.convert(model, x).report.verification
+    assert not verification.equal and verification.different_predictions == 0
+    assert bnn_ext.convert(model, x, real_layers="torch").report.verification.equal
+
+
+def test_different_predictions_warn(monkeypatch):
+    """Also where rounding is allowed."""
+    model = bnn.BinaryLinear(20, 10, input_quantizer=None).eval()
+    wrong = Verification(30, 1, 0.1, predictions=3, different_predictions=1)
+    monkeypatch.setattr(converter, "run_verify", lambda *_: wrong)
+    with pytest.warns(UserWarning, match="not equal: .* 2 of 3 predictions are the same"):
+        bnn_ext.convert(model, torch.randn(3, 20))
 
 
 def test_of_an_empty_batch():

@@ -135,8 +135,8 @@ def _count_flips(model: nn.Module, fast: nn.Module, inputs: Tensor) -> tuple[int
     x = inputs.clone()
     for node, module in zip(fast.nodes, fast.steps, strict=True):
         if isinstance(module, (PackedLinear, PackedConv2d)):
-            if from_reals:
-                expected = signs[node.name]
+            expected = signs.get(node.name)
+            if from_reals and expected is not None:
                 if isinstance(module, PackedConv2d):
                     expected = expected.permute(0, 2, 3, 1)
                 elif flattened is not None:

@@ -564,12 +564,19 @@ class RealInputConv2d(_PackedProduct):
             return ops.binary_weight_conv2d_bits(
                 input,
                 self.weight,
+                self.in_channels,
                 *geometry,
                 threshold=self.threshold,
                 flip=self.flip,
                 tiles=self.tiles,
             )
         out = ops.binary_weight_conv2d(
-            input, self.weight, *geometry, self.scale, self.bias, tiles=self.tiles
+            input,
+            self.weight,
+            self.in_channels,
+            *geometry,
+            self.scale,
+            self.bias,
+            tiles=self.tiles,
         )
         return _as_map(out.permute(0, 2, 3, 1), self.channels_last)

@@ -33,18 +33,19 @@ struct Conv {
   int64_t out() const { return groups * group_out; }
 };
 
-Conv prepare(const Tensor& input, const Tensor& weight, const Pair& stride, const Pair& padding,
-             const Pair& dilation, int64_t groups, int64_t pad_value,
+Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
+             const Pair& padding, const Pair& dilation, int64_t groups, int64_t pad_value,
              const std::optional<Tensor>& tiles) {
   STD_TORCH_CHECK(input.is_cpu() && input.dim() == 4, "input must be [N, C, H, W] on the CPU");
+  STD_TORCH_CHECK(input.size(1) == in_channels, "input must have ", in_channels, " channels");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
                   "stride, padding and dilation must have 2 elements");
-  STD_TORCH_CHECK(groups > 0 && input.size(1) % groups == 0, "groups must divide the channels");
+  STD_TORCH_CHECK(groups > 0 && in_channels % groups == 0, "groups must divide in_channels");
   STD_TORCH_CHECK(pad_value >= -1 && pad_value <= 1, "pad_value must be -1, 0 or 1");
   Conv conv = {};
   conv.input = input;
   conv.groups = groups;
-  conv.group_channels = input.size(1) / groups;
+  conv.group_channels = in_channels / groups;
   conv.pad_value = pad_value;
   checked_packed(weight, "weight", conv.group_channels, 4);
   conv.tiles = checked_tiles(tiles, weight, groups);
@@ -221,22 +222,24 @@ Tensor as_nchw(const Tensor& nhwc) {
   return torch::stable::transpose(torch::stable::transpose(nhwc, 1, 3), 2, 3);
 }
 
-Tensor binary_weight_conv2d(const Tensor& input, const Tensor& weight, const Pair& stride,
-                            const Pair& padding, const Pair& dilation, int64_t groups,
-                            int64_t pad_value, const std::optional<Tensor>& scale,
+Tensor binary_weight_conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                            const Pair& stride, const Pair& padding, const Pair& dilation,
+                            int64_t groups, int64_t pad_value, const std::optional<Tensor>& scale,
                             const std::optional<Tensor>& bias, const std::optional<Tensor>& tiles) {
-  const Conv conv = prepare(input, weight, stride, padding, dilation, groups, pad_value, tiles);
+  const Conv conv =
+      prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
   return as_nchw(
       signed_sum_values(input, conv.shape(), conv.out(), scale, bias,
                         [&](auto value, const auto& store) { run<decltype(value)>(conv, store); }));
 }
 
-Tensor binary_weight_conv2d_bits(const Tensor& input, const Tensor& weight, const Pair& stride,
-                                 const Pair& padding, const Pair& dilation, int64_t groups,
-                                 int64_t pad_value, const Tensor& threshold,
+Tensor binary_weight_conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                                 const Pair& stride, const Pair& padding, const Pair& dilation,
+                                 int64_t groups, int64_t pad_value, const Tensor& threshold,
                                  const std::optional<Tensor>& flip,
                                  const std::optional<Tensor>& tiles) {
-  const Conv conv = prepare(input, weight, stride, padding, dilation, groups, pad_value, tiles);
+  const Conv conv =
+      prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
   return signed_sum_bits(input, conv.shape(), conv.out(), threshold, flip,
                          [&](auto value, const auto& store) { run<decltype(value)>(conv, store); });
 }
