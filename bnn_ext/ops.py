@@ -304,7 +304,6 @@ def _(input: Tensor, threshold: Tensor | None = None, flip: Tensor | None = None
     return input.new_empty((*input.shape[:-1], words(input.shape[-1])), dtype=torch.int32)
 
 
-@_checked_by_kernel
 def unpack(packed: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The inverse of `pack`: +1 and -1 in `dtype`.
 
@@ -324,7 +323,7 @@ def unpack(packed: Tensor, channels: int, dtype: torch.dtype = torch.float32) ->
 
 
 @torch.library.register_fake("bnn_ext::unpack")
-def _(packed: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def _(packed: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     return packed.new_empty((*packed.shape[:-1], channels), dtype=dtype)
 
 

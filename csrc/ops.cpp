@@ -13,7 +13,7 @@
 // as it is; dtype 6 is float32.
 STABLE_TORCH_LIBRARY(bnn_ext, m) {
   m.def("pack(Tensor input, Tensor? threshold=None, Tensor? flip=None) -> Tensor");
-  m.def("unpack(Tensor packed, int channels, ScalarType dtype=6) -> Tensor");
+  m.def("unpack(Tensor packed, int channels, ScalarType dtype) -> Tensor");
   m.def("flatten(Tensor packed, int channels) -> Tensor");
 
   m.def("tile_weight(Tensor weight, int groups=1) -> Tensor");
