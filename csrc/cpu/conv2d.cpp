@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "cpu/dot.h"
+#include "cpu/gather.h"
 
 namespace bnn_ext::cpu {
 namespace {
@@ -15,7 +16,8 @@ namespace {
 using Pair = std::vector<int64_t>;
 
 struct Conv {
-  Tensor input, tiles;  // keep the memory that `dot` points to
+  Tensor input, tiles;  // these keep the memory that `dot` points to
+  std::vector<Tensor> runs;
   std::vector<int64_t> shape;
   Dot dot;
 };
@@ -88,6 +90,93 @@ Tensor pad_map(const Tensor& input, int64_t channels, const Pair& padding, int64
   return padded;
 }
 
+// Tells the loop nest where the map lies and how large a block of weights is.
+void set_map(Conv& conv, int64_t group_words, int64_t block_taps) {
+  conv.dot.input = data<Word>(conv.input);
+  conv.dot.image_words = conv.input.size(1) * conv.input.size(2) * conv.input.size(3);
+  conv.dot.group_words = group_words;
+  conv.dot.block_words = block_taps * group_words * kBlock;
+}
+
+// The region of two spans, whose steps begin here; its weights and inputs are left to be set.
+Region region_of(const Dot& dot, const Span& rows, const Span& columns, int64_t out_width,
+                 int64_t channels) {
+  Region region = {};
+  region.first_step = dot.steps.size();
+  region.k =
+      static_cast<int32_t>((rows.last - rows.first) * (columns.last - columns.first) * channels);
+  region.height = rows.end - rows.begin;
+  region.width = columns.end - columns.begin;
+  region.output = rows.begin * out_width + columns.begin;
+  region.output_row = out_width;
+  region.output_column = 1;
+  return region;
+}
+
+// Every tap is a run of words, or every row of taps.
+void add_tap_regions(Conv& conv, const Axis& vertical, const Axis& horizontal,
+                     int64_t in_channels) {
+  Dot& dot = conv.dot;
+  const int64_t channels = in_channels / dot.groups, group_words = word_count(channels);
+  if (dot.groups > 1 && channels % kWordBits != 0)
+    conv.input = align_groups(conv.input, in_channels, dot.groups);
+  set_map(conv, group_words, vertical.kernel * horizontal.kernel);
+  const int64_t pixel_words = conv.input.size(3), row_words = horizontal.size * pixel_words;
+
+  // Words of neighbouring pixels are neighbours unless dilation or other groups lie between.
+  const bool whole_rows = horizontal.dilation == 1 && dot.groups == 1;
+  for (const Span& rows : spans(vertical))
+    for (const Span& columns : spans(horizontal)) {
+      Region region = region_of(dot, rows, columns, horizontal.out, channels);
+      const int64_t run_columns = whole_rows ? columns.last - columns.first : 1;
+      region.tiles = data<Word>(conv.tiles);
+      region.step_words = step_words(run_columns * group_words);
+      if (region.k > 0) {
+        for (int64_t ky = rows.first; ky < rows.last; ++ky)
+          for (int64_t kx = columns.first; kx < columns.last; kx += run_columns)
+            add_steps(dot.steps,
+                      (ky - rows.first) * vertical.dilation * row_words +
+                          (kx - columns.first) * horizontal.dilation * pixel_words,
+                      (ky * horizontal.kernel + kx) * group_words, run_columns * group_words);
+        region.input = vertical.at(rows.begin, rows.first) * row_words +
+                       horizontal.at(columns.begin, columns.first) * pixel_words;
+        region.input_row = vertical.stride * row_words;
+        region.input_column = horizontal.stride * pixel_words;
+      }
+      region.step_count = static_cast<int64_t>(dot.steps.size()) - region.first_step;
+      dot.regions.push_back(region);
+    }
+}
+
+// Few channels: every row of taps is a run of bits, see gather.h.
+void add_run_regions(Conv& conv, const Axis& vertical, const Axis& horizontal,
+                     const Gather& gather) {
+  Dot& dot = conv.dot;
+  conv.input = gather_map(conv.input, gather, horizontal.out);
+  set_map(conv, gather.words(), vertical.kernel);
+  const int64_t column_words = conv.input.size(3), row_words = horizontal.out * column_words;
+
+  for (const Span& columns : spans(horizontal)) {
+    conv.runs.push_back(gather_tiles(conv.tiles, gather, columns.first, columns.last));
+    for (const Span& rows : spans(vertical)) {
+      Region region = region_of(dot, rows, columns, horizontal.out, gather.channels);
+      region.tiles = data<Word>(conv.runs.back());
+      region.step_words = step_words(gather.words());
+      if (region.k > 0) {
+        for (int64_t ky = rows.first; ky < rows.last; ++ky)
+          add_steps(dot.steps, (ky - rows.first) * vertical.dilation * row_words,
+                    ky * gather.words(), gather.words());
+        region.input =
+            vertical.at(rows.begin, rows.first) * row_words + columns.begin * column_words;
+        region.input_row = vertical.stride * row_words;
+        region.input_column = column_words;
+      }
+      region.step_count = static_cast<int64_t>(dot.steps.size()) - region.first_step;
+      dot.regions.push_back(region);
+    }
+  }
+}
+
 Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
              Pair padding, const Pair& dilation, int64_t groups, int64_t pad_value,
              const std::optional<Tensor>& tiles) {
@@ -106,9 +195,6 @@ Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, con
     conv.input = pad_map(conv.input, in_channels, padding, pad_value);
     padding = {0, 0};
   }
-  if (groups > 1 && group_channels % kWordBits != 0)
-    conv.input = align_groups(conv.input, in_channels, groups);
-
   Axis axes[2];
   for (int i = 0; i < 2; ++i) {
     Axis& axis = axes[i];
@@ -123,50 +209,20 @@ Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, con
   check_sums(vertical.kernel * horizontal.kernel * group_channels);
   conv.shape = {input.size(0), vertical.out, horizontal.out};
 
-  const int64_t pixel_words = conv.input.size(3);
-  const int64_t row_words = horizontal.size * pixel_words;
-  const int64_t group_words = word_count(group_channels);
-  Dot& dot = conv.dot;
-  dot.input = data<Word>(conv.input);
-  dot.images = input.size(0);
-  dot.image_words = vertical.size * row_words;
-  dot.positions = vertical.out * horizontal.out;
-  dot.groups = groups;
-  dot.group_words = group_words;
-  dot.out_channels = weight.size(0) / groups;
-  dot.tiles = data<Word>(conv.tiles);
-  dot.block_words = vertical.kernel * horizontal.kernel * group_words * kBlock;
-
-  // Words of neighbouring pixels are neighbours unless dilation or other groups lie between.
-  const bool whole_rows = horizontal.dilation == 1 && groups == 1;
-  for (const Span& rows : spans(vertical))
-    for (const Span& columns : spans(horizontal)) {
-      const int64_t tap_columns = columns.last - columns.first;
-      const int64_t run_columns = whole_rows ? tap_columns : 1;  // taps that lie side by side
-      Region region = {};
-      region.first_step = dot.steps.size();
-      region.step_words = step_words(run_columns * group_words);
-      region.k = static_cast<int32_t>((rows.last - rows.first) * tap_columns * group_channels);
-      if (region.k > 0) {
-        for (int64_t ky = rows.first; ky < rows.last; ++ky)
-          for (int64_t kx = columns.first; kx < columns.last; kx += run_columns)
-            add_steps(dot.steps,
-                      (ky - rows.first) * vertical.dilation * row_words +
-                          (kx - columns.first) * horizontal.dilation * pixel_words,
-                      (ky * horizontal.kernel + kx) * group_words, run_columns * group_words);
-        region.input = vertical.at(rows.begin, rows.first) * row_words +
-                       horizontal.at(columns.begin, columns.first) * pixel_words;
-        region.input_row = vertical.stride * row_words;
-        region.input_column = horizontal.stride * pixel_words;
-      }
-      region.step_count = static_cast<int64_t>(dot.steps.size()) - region.first_step;
-      region.height = rows.end - rows.begin;
-      region.width = columns.end - columns.begin;
-      region.output = rows.begin * horizontal.out + columns.begin;
-      region.output_row = horizontal.out;
-      region.output_column = 1;
-      dot.regions.push_back(region);
-    }
+  conv.dot.images = input.size(0);
+  conv.dot.positions = vertical.out * horizontal.out;
+  conv.dot.groups = groups;
+  conv.dot.out_channels = weight.size(0) / groups;
+  const Gather gather = {groups,
+                         group_channels,
+                         horizontal.kernel,
+                         horizontal.stride,
+                         horizontal.padding,
+                         horizontal.dilation};
+  if (gather.pays())
+    add_run_regions(conv, vertical, horizontal, gather);
+  else
+    add_tap_regions(conv, vertical, horizontal, in_channels);
   return conv;
 }
 

@@ -112,7 +112,7 @@ void run(const Dot& dot, const Store& store) {
           }
           level.dot.dot({windows, piece.count, dot.steps.data() + region.first_step,
                          region.step_count, region.step_words,
-                         dot.tiles + (group * blocks + first_block) * dot.block_words,
+                         region.tiles + (group * blocks + first_block) * dot.block_words,
                          dot.block_words, (channels + kBlock - 1) / kBlock, region.k, sums});
           store({sums, positions, piece.count, group * dot.out_channels + first_block * kBlock,
                  channels});

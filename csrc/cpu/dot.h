@@ -15,6 +15,7 @@ namespace bnn_ext::cpu {
 
 // height x width windows; their inputs and outputs lie at constant distances.
 struct Region {
+  const Word* tiles;
   int64_t first_step, step_count, step_words;
   int32_t k;  // real bits in a window
   int64_t height, width;
@@ -30,8 +31,7 @@ struct Dot {
   int64_t groups;
   int64_t group_words;   // input words from one group to the next
   int64_t out_channels;  // in one group
-  const Word* tiles;
-  int64_t block_words;  // words of one block of 16 channels
+  int64_t block_words;   // words of one block of 16 channels
   std::vector<Step> steps;
   std::vector<Region> regions;
 };

@@ -33,10 +33,10 @@ Linear prepare(const Tensor& input, const Tensor& weight, int64_t in_features,
   dot.groups = 1;
   dot.group_words = 0;
   dot.out_channels = weight.size(0);
-  dot.tiles = data<Word>(linear.tiles);
   dot.block_words = words * kBlock;
   add_steps(dot.steps, 0, 0, words);
   Region region = {};
+  region.tiles = data<Word>(linear.tiles);
   region.step_count = dot.steps.size();
   region.step_words = step_words(words);
   region.k = static_cast<int32_t>(in_features);
