@@ -48,7 +48,7 @@ struct Count {
 }  // namespace
 
 const Kernels kKernelsAvx512Vpopcnt = {"avx512_vpopcnt", kDotKernels, kEpilogueKernels,
-                                       kPackKernels};
+                                       kPackKernels, kRealKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END
