@@ -11,7 +11,7 @@
 //     load_signs(words)  16 words of weights; next(signs) moves on to their next nibbles
 //     clear(), load(sums)  16 sums; add(table, signs), store(sums)
 
-template <typename T, int kRows, int kBlocks>
+template <typename T, bool kOneQuad, int kRows, int kBlocks>
 void add_tile(const SignedSums<T>& problem, int64_t row, int64_t block) {
   using Signs = typename Lookup<T>::Signs;
   const int64_t row_stride = problem.row_stride, block_stride = problem.block_stride;
@@ -29,7 +29,7 @@ void add_tile(const SignedSums<T>& problem, int64_t row, int64_t block) {
 
   const T* tables = problem.tables + row * row_stride;
   const Word* weight = problem.weight + block * block_stride;
-  const int64_t quads = problem.tap_quads;
+  const int64_t quads = kOneQuad ? 1 : problem.tap_quads;
   const TableTap* end = problem.taps + problem.tap_count;
   for (const TableTap* tap = problem.taps; tap != end; ++tap) {
     const T* table = tables + tap->tables;
@@ -62,34 +62,43 @@ void add_tile(const SignedSums<T>& problem, int64_t row, int64_t block) {
     for (int b = 0; b < kBlocks; ++b) lookup[r][b].store(sums + r * sums_stride + b * kBlock);
 }
 
-template <typename T, int kRows>
+template <typename T, bool kOneQuad, int kRows>
 void add_rows(const SignedSums<T>& problem, int64_t row, int64_t rows, int64_t block, int64_t end) {
   if constexpr (kRows > 0) {
-    if (rows != kRows) return add_rows<T, kRows - 1>(problem, row, rows, block, end);
+    if (rows != kRows) return add_rows<T, kOneQuad, kRows - 1>(problem, row, rows, block, end);
     constexpr int kBlocks = Lookup<T>::blocks(kRows);
     for (; block + kBlocks <= end; block += kBlocks)
-      add_tile<T, kRows, kBlocks>(problem, row, block);
+      add_tile<T, kOneQuad, kRows, kBlocks>(problem, row, block);
     if constexpr (kBlocks > 2)
-      for (; block + 2 <= end; block += 2) add_tile<T, kRows, 2>(problem, row, block);
+      for (; block + 2 <= end; block += 2) add_tile<T, kOneQuad, kRows, 2>(problem, row, block);
     if constexpr (kBlocks > 1)
-      for (; block < end; ++block) add_tile<T, kRows, 1>(problem, row, block);
+      for (; block < end; ++block) add_tile<T, kOneQuad, kRows, 1>(problem, row, block);
+  }
+}
+
+template <typename T, bool kOneQuad>
+void add_quads(const SignedSums<T>& problem) {
+  constexpr int kRows = Lookup<T>::kRows;
+  const int64_t passes = (problem.rows + kRows - 1) / kRows;  // of nearly equal height
+  const int64_t least = problem.rows / passes, higher = problem.rows % passes;
+  for (int64_t block = 0; block < problem.blocks; block += kTileBlocks) {
+    const int64_t rest = problem.blocks - block;
+    const int64_t end = block + (rest < kTileBlocks ? rest : kTileBlocks);
+    int64_t row = 0;
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t rows = pass < higher ? least + 1 : least;
+      add_rows<T, kOneQuad, kRows>(problem, row, rows, block, end);
+      row += rows;
+    }
   }
 }
 
 template <typename T>
 void add(const SignedSums<T>& problem) {
-  constexpr int kRows = Lookup<T>::kRows;
-  const int64_t passes = (problem.rows + kRows - 1) / kRows;
-  for (int64_t block = 0; block < problem.blocks; block += kTileBlocks) {
-    const int64_t rest = problem.blocks - block;
-    const int64_t end = block + (rest < kTileBlocks ? rest : kTileBlocks);
-    int64_t row = 0;
-    for (int64_t pass = passes; pass > 0; --pass) {  // passes of nearly equal height
-      const int64_t rows = (problem.rows - row + pass - 1) / pass;
-      add_rows<T, kRows>(problem, row, rows, block, end);
-      row += rows;
-    }
-  }
+  if (problem.tap_quads == 1)  // images: without the loops over words and nibbles
+    add_quads<T, true>(problem);
+  else
+    add_quads<T, false>(problem);
 }
 
 // The tables of quads of which kCount channels are there.

@@ -36,10 +36,10 @@ struct SignedSums {
   int64_t tap_quads;     // tables in each tap, at least one
   const Word* weight;    // first block
   int64_t block_stride;  // words between blocks
-  int64_t rows, blocks;
-  bool more;            // adds to the sums that are there, not to zeros
-  T* sums;              // [rows][16 * blocks]
-  int64_t sums_stride;  // values between rows
+  int64_t rows, blocks;  // at least one
+  bool more;             // adds to the sums that are there, not to zeros
+  T* sums;               // [rows][16 * blocks]
+  int64_t sums_stride;   // values between rows
 };
 
 template <typename T>
