@@ -30,6 +30,7 @@ bench: .venv/installed-bench ## measure against limits and peers, and draw: benc
 	$(BIN)/python benchmarks/bench_conv.py --levels all
 	$(BIN)/python benchmarks/bench_conv.py --shapes stride2 groups2 1x1 5x5 7x7 few_channels --outputs bits
 	$(BIN)/python benchmarks/bench_gemm.py
+	$(BIN)/python benchmarks/bench_real.py
 	$(BIN)/python benchmarks/bench_pack.py
 	$(BIN)/python benchmarks/bench_models.py
 	$(BIN)/python benchmarks/plot.py

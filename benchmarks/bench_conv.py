@@ -9,7 +9,7 @@ from typing import NamedTuple
 import openvino_binary
 import torch
 from peers import Peers, Work, float_peers
-from results import Run, parser
+from run import Run, parser
 from timing import Implementation, at_levels
 from torch import Tensor, nn
 
@@ -94,7 +94,18 @@ def float32(problem: Problem) -> Callable[[], Tensor]:
     return functools.partial(ops.conv2d_float, *problem.arguments, **fixed)
 
 
-OUTPUTS = {"bits": bits, "int32": int32, "float32": float32}
+def residual(problem: Problem) -> Callable[[], object]:
+    """The end of a residual block: the stream in float32, and the next layer's input as bits."""
+    scale, bias, slope, threshold = torch.rand(4, problem.shape.out_channels)
+    stream = torch.randn(float32(problem)().shape)
+    fixed = {
+        "steps": [("multiply", scale), ("add", bias), ("add", stream), ("prelu", slope)],
+        "threshold": threshold,
+    } | problem.fixed
+    return functools.partial(ops.conv2d_fused, *problem.arguments, **fixed)
+
+
+OUTPUTS = {"bits": bits, "int32": int32, "float32": float32, "residual": residual}
 
 
 def packed(problem: Problem, levels: Sequence[str], outputs: Sequence[str]) -> list[Implementation]:
@@ -102,7 +113,9 @@ def packed(problem: Problem, levels: Sequence[str], outputs: Sequence[str]) -> l
     implementations = []
     for output in outputs:
         run = OUTPUTS[output](problem)
-        bytes = problem.packed_x.nbytes + problem.packed_weight.nbytes + run().nbytes
+        results = run()
+        written = sum(r.nbytes for r in (results if isinstance(results, tuple) else (results,)))
+        bytes = problem.packed_x.nbytes + problem.packed_weight.nbytes + written
         implementations += at_levels(levels, run, output, problem.macs, bytes)
     return implementations
 

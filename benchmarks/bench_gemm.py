@@ -9,7 +9,7 @@ from typing import NamedTuple
 import openvino_binary
 import torch
 from peers import Peers, Work, float_peers, torch_int8
-from results import Run, parser
+from run import Run, parser
 from timing import Implementation, at_levels
 from torch import Tensor, nn
 

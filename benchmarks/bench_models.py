@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import openvino_binary
 import torch
 from peers import Peers, Work, float_peers
-from results import Run, parser
+from run import Run, parser
 from timing import Implementation
 from torch import Tensor, nn
 

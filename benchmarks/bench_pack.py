@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from results import Run, parser
+from run import Run, parser
 from timing import Implementation
 
 from bnn_ext import ops

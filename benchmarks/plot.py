@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from results import RESULTS
+from run import RESULTS
 
 from bnn_ext._extras import needs_extra
 

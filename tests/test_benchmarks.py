@@ -154,7 +154,7 @@ def test_bench_conv_writes_a_row_for_everything_and_names_what_is_missing(
         expected = []
         for level in _C.cpu_capabilities():
             expected.append((f"register peak {level}", None))
-            for output in ("bits", "int32", "float32"):
+            for output in ("bits", "int32", "float32", "residual"):
                 expected.append((f"bnn_ext {level}", output))
         for dtype in ("float32", "bfloat16"):
             expected += [(f"torch {dtype} {layout}", dtype) for layout in ("NCHW", "NHWC")]
@@ -211,6 +211,31 @@ def test_bench_gemm(tmp_path, monkeypatch, without_peers):
         ]
     operands_and_result = 4 * (1 * 3 + 33 * 3 + 1 * 33)
     assert document["rows"][1]["bytes"] == operands_and_result
+
+
+def test_bench_real(tmp_path, monkeypatch, without_peers):
+    import bench_real
+
+    monkeypatch.setattr(bench_real, "FEATURES", 70)
+    bench_real.main(["--rounds", "2", "--batch", "2", "--results", str(tmp_path)])
+    document = read(tmp_path, "real_inputs_batch2_threads1")
+    level = _C.cpu_capability()
+    torch_rows = [
+        (f"torch {dtype}{layout}", dtype)
+        for dtype in ("float32", "bfloat16")
+        for layout in (" NCHW", " NHWC")
+    ]
+    assert impls(document, "first layer", "2x3x32x32 -> 128") == [
+        (f"bnn_ext float32 image {level}", "bits"),
+        (f"bnn_ext uint8 image {level}", "bits"),
+        *torch_rows,
+    ]
+    assert impls(document, "binary-weight linear", "2x70 -> 70") == [
+        (f"bnn_ext float32 input {level}", "float32"),
+        (f"bnn_ext bfloat16 input {level}", "bfloat16"),
+        ("torch float32", "float32"),
+        ("torch bfloat16", "bfloat16"),
+    ]
 
 
 def test_bench_pack_compares_with_a_copy(tmp_path, monkeypatch):
