@@ -10,6 +10,7 @@ is one function, the backward that of a smoother one. Layers take quantizers by 
 | `approx_sign`          | sign(x)                  | 2 - 2 abs(x) for abs(x) < 1           |
 | `swish_sign`           | sign(x)                  | that of a swish-like sign, everywhere |
 | `stochastic_sign`      | +1 or -1, drawn          | 1 for abs(x) <= 1                     |
+| `dropout_sign`         | sign(x), some dropped    | that of ste_sign, dropped alike       |
 | `magnitude_aware_sign` | mean(abs(w)) * sign(w)   | mean(abs(w)) for abs(w) <= 1          |
 
 sign(x) is +1 for x >= 0 and -1 otherwise, so +0.0 and -0.0 give +1 and NaN gives -1. All gradients
@@ -36,6 +37,7 @@ __all__ = [
     "approx_sign",
     "swish_sign",
     "stochastic_sign",
+    "dropout_sign",
     "magnitude_aware_sign",
     "register",
     "get",
@@ -114,9 +116,10 @@ def _function(quantizer: Quantizer) -> Quantizer:
 def deterministic(quantizer: Quantizer) -> Quantizer:
     """The quantizer as layers apply it in eval mode.
 
-    `stochastic_sign` becomes `ste_sign`, the likelier of the two values; all others stay.
+    `stochastic_sign` becomes `ste_sign`, the likelier of the two values; so does `dropout_sign`,
+    which drops nothing any more. All others stay.
     """
-    return ste_sign if _function(quantizer) is stochastic_sign else quantizer
+    return ste_sign if _function(quantizer) in (stochastic_sign, dropout_sign) else quantizer
 
 
 def is_sign(quantizer: Quantizer) -> bool:
@@ -288,6 +291,24 @@ def stochastic_sign(x: Tensor, generator: torch.Generator | None = None) -> Tens
     # so that half precision does not coarsen the probability.
     uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32)
     return _StochasticSign.apply(x, 2 * uniform - 1)
+
+
+@register("dropout_sign")
+def dropout_sign(x: Tensor, p: float = 0.5) -> Tensor:
+    """Dropout behind the sign: 0 with probability `p`, else `sign(x) / (1 - p)`.
+
+    In front of a binary layer, `torch.nn.Dropout` drops nothing: the sign of the 0 that it puts is
+    +1. Gradient: that of `ste_sign` times `1 / (1 - p)`, 0 where dropped. This function always
+    drops; layers that hold it drop in training mode only and take `ste_sign` in eval mode.
+
+    Args:
+        x: any shape.
+        p: in [0, 1]; `functools.partial(dropout_sign, p=...)` gives a layer another one.
+
+    Source: the network for CIFAR-10 of jiecaoyu/XNOR-Net-PyTorch, whose dropout stands between the
+    sign and the convolution.
+    """
+    return torch.nn.functional.dropout(ste_sign(x), p)
 
 
 class _MagnitudeAwareSign:

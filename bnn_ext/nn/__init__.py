@@ -1,5 +1,7 @@
 """Layers of binarized networks; usually imported as `from bnn_ext import nn as bnn`."""
 
+from bnn_ext.nn.activations import LearnableBias, LearnableScale, RPReLU, RSign
+from bnn_ext.nn.binarize import binarize, first_and_last
 from bnn_ext.nn.binary import (
     BinaryConv1d,
     BinaryConv2d,
@@ -7,11 +9,19 @@ from bnn_ext.nn.binary import (
     BinaryLinear,
     clip_weights,
 )
+from bnn_ext.nn.residual import Residual
 
 __all__ = [
     "BinaryConv1d",
     "BinaryConv2d",
     "BinaryConv3d",
     "BinaryLinear",
+    "LearnableBias",
+    "LearnableScale",
+    "RPReLU",
+    "RSign",
+    "Residual",
+    "binarize",
     "clip_weights",
+    "first_and_last",
 ]

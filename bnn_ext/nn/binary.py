@@ -272,6 +272,39 @@ class BinaryConv3d(_BinaryConv, nn.Conv3d):
     _convolve = staticmethod(F.conv3d)
 
 
+def make_binary(
+    layer: Any,
+    input_quantizer: str | Quantizer | None,
+    weight_quantizer: str | Quantizer | None,
+) -> None:
+    """Turns a linear layer or convolution of torch.nn into the binary one, in place.
+
+    It stays the same object with the same parameters and hooks: whoever holds it, holds a binary
+    layer now, and tied weights stay tied.
+
+    Raises:
+        ValueError: the layer pads with anything but zeros, or a quantizer's name is unknown.
+        TypeError: a quantizer is neither a name nor a callable.
+    """
+    padding_mode = getattr(layer, "padding_mode", "zeros")
+    if padding_mode != "zeros":
+        raise ValueError(f"padding_mode must be 'zeros', found {padding_mode!r}")
+    layer.input_quantizer = _get("input_quantizer", input_quantizer)
+    layer.weight_quantizer = _get("weight_quantizer", weight_quantizer)
+    layer.__class__ = BINARY_OF[type(layer)]
+    if isinstance(layer, _BinaryConv):
+        layer.pad_value = 0
+
+
+# Exact types: a class derived from them may compute something else.
+BINARY_OF: dict[type[nn.Module], type[_BinaryLayer]] = {
+    nn.Linear: BinaryLinear,
+    nn.Conv1d: BinaryConv1d,
+    nn.Conv2d: BinaryConv2d,
+    nn.Conv3d: BinaryConv3d,
+}
+
+
 def clip_weights(
     optimizer: torch.optim.Optimizer, model: nn.Module, limit: float = 1.0
 ) -> RemovableHandle:
