@@ -16,6 +16,7 @@ from __future__ import annotations
 from torch import nn
 
 from bnn_ext import nn as bnn
+from bnn_ext.models.blocks import normalized
 
 
 def digits_cnn(num_classes: int = 10) -> nn.Sequential:
@@ -60,16 +61,8 @@ def _conv(
     conv = bnn.BinaryConv2d(
         in_channels, out_channels, 3, padding=1, bias=False, input_quantizer=input_quantizer
     )
-    return [
-        conv,
-        *([nn.MaxPool2d(2)] if pool else []),
-        nn.BatchNorm2d(out_channels),
-        nn.Hardtanh(),
-    ]
+    return normalized(conv, pool=nn.MaxPool2d(2) if pool else None, activation=nn.Hardtanh())
 
 
 def _linear(in_features: int, out_features: int) -> list[nn.Module]:
-    return [
-        bnn.BinaryLinear(in_features, out_features, bias=False),
-        nn.BatchNorm1d(out_features),
-    ]
+    return normalized(bnn.BinaryLinear(in_features, out_features, bias=False))
