@@ -24,12 +24,16 @@ _WIDTHS = (64, 192, 384, 256, 256)
 # Kernel, stride and padding of each convolution.
 _GEOMETRY = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
 _POOLED = (0, 1, 4)  # the convolutions in front of a max-pool
-_HIDDEN = (4096, 4096)
 _SMALLEST = 63
 
 
 def alexnet_binary(
-    num_classes: int = 1000, in_channels: int = 3, input_size: int = 224, *, inflate: int = 3
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    *,
+    inflate: int = 3,
+    hidden: int = 4096,
 ) -> nn.Sequential:
     """Binary AlexNet, its convolutions three times as wide: 77.2 million parameters.
 
@@ -43,6 +47,7 @@ def alexnet_binary(
         in_channels: channels of the images.
         input_size: height and width of the images, at least 63.
         inflate: factor of the first four convolutions' widths.
+        hidden: units of both hidden layers.
 
     Raises:
         ValueError: a size is not positive, or `input_size` is too small.
@@ -50,7 +55,7 @@ def alexnet_binary(
     Source: Hubara, Courbariaux, Soudry, El-Yaniv, Bengio, "Binarized Neural Networks", 2016
     (arXiv:1602.02830); the widths are those of itayhubara/BinaryNet.pytorch.
     """
-    require_positive(inflate=inflate)
+    require_positive(inflate=inflate, hidden=hidden)
     widths = [*(inflate * width for width in _WIDTHS[:-1]), _WIDTHS[-1]]
     features = _features(widths, num_classes, in_channels, input_size)
     convs = [
@@ -59,14 +64,19 @@ def alexnet_binary(
         )
         for i, (inputs, outputs) in enumerate(pairwise((in_channels, *widths)))
     ]
-    units = pairwise((features, *_HIDDEN))
+    units = pairwise((features, hidden, hidden))
     linears = [bnn.BinaryLinear(inputs, outputs) for inputs, outputs in units]
-    classifier = normalized(bnn.BinaryLinear(_HIDDEN[-1], num_classes))
+    classifier = normalized(bnn.BinaryLinear(hidden, num_classes))
     return nn.Sequential(*feedforward(convs, _pools(), linears, nn.Hardtanh), *classifier)
 
 
 def alexnet(
-    num_classes: int = 1000, in_channels: int = 3, input_size: int = 224, *, dropout: float = 0.5
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    *,
+    hidden: int = 4096,
+    dropout: float = 0.5,
 ) -> nn.Sequential:
     """The float twin: 64-P-192-P-384-256-256-P-4096-4096-num_classes with ReLU and dropout.
 
@@ -76,6 +86,7 @@ def alexnet(
         num_classes: number of logits.
         in_channels: channels of the images.
         input_size: height and width of the images, at least 63.
+        hidden: units of both hidden layers.
         dropout: probability behind each hidden fully connected layer.
 
     Raises:
@@ -86,6 +97,7 @@ def alexnet(
     (arXiv:1404.5997), with the BatchNorm of itayhubara/BinaryNet.pytorch; pool, BatchNorm and ReLU
     stand in the same order everywhere.
     """
+    require_positive(hidden=hidden)
     require_probability(dropout=dropout)
     features = _features(_WIDTHS, num_classes, in_channels, input_size)
     widths = pairwise((in_channels, *_WIDTHS))
@@ -93,11 +105,11 @@ def alexnet(
         nn.Conv2d(inputs, outputs, *geometry, bias=False)
         for (inputs, outputs), geometry in zip(widths, _GEOMETRY, strict=True)
     ]
-    units = pairwise((features, *_HIDDEN))
+    units = pairwise((features, hidden, hidden))
     linears = [nn.Linear(inputs, outputs, bias=False) for inputs, outputs in units]
     return nn.Sequential(
         *feedforward(convs, _pools(), linears, nn.ReLU, dropout=dropout),
-        nn.Linear(_HIDDEN[-1], num_classes),
+        nn.Linear(hidden, num_classes),
     )
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from torch import nn
 
 from bnn_ext import nn as bnn
-from bnn_ext.models.blocks import require_positive, stages
+from bnn_ext.models.blocks import require_positive, scaled, stages
 from bnn_ext.quantizers import Quantizer
 
 _WIDTHS = (64, 128, 256, 512)
@@ -23,6 +23,7 @@ def birealnet18(
     num_classes: int = 1000,
     in_channels: int = 3,
     *,
+    width: float = 1.0,
     weight_quantizer: str | Quantizer | None = "magnitude_aware_sign",
 ) -> nn.Sequential:
     """Bi-Real Net of 18 layers: 11.7 million parameters.
@@ -32,6 +33,7 @@ def birealnet18(
     Args:
         num_classes: number of logits.
         in_channels: channels of the images.
+        width: factor of all widths.
         weight_quantizer: of the binary convolutions; None leaves their weights real.
 
     Raises:
@@ -41,18 +43,31 @@ def birealnet18(
     Source: Liu, Wu, Luo, Yang, Liu, Cheng, "Bi-Real Net", 2018 (arXiv:1808.00278).
     """
     block = partial(_block, weight_quantizer=weight_quantizer)
-    return for_imagenet((4, 4, 4, 4), block, num_classes, in_channels)
+    return for_imagenet((4, 4, 4, 4), block, num_classes, in_channels, width)
 
 
 def birealnet34(
     num_classes: int = 1000,
     in_channels: int = 3,
     *,
+    width: float = 1.0,
     weight_quantizer: str | Quantizer | None = "magnitude_aware_sign",
 ) -> nn.Sequential:
-    """Bi-Real Net of 34 layers: 21.8 million parameters; arguments as for `birealnet18`."""
+    """Bi-Real Net of 34 layers: 21.8 million parameters.
+
+    Shape: `[N, in_channels, H, W]` to `[N, num_classes]`; usually 224x224.
+
+    Args:
+        num_classes, in_channels, width, weight_quantizer: as for `birealnet18`.
+
+    Raises:
+        ValueError: a size is not positive, or the quantizer's name is unknown.
+        TypeError: the quantizer is neither a name nor a callable.
+
+    Source: "Bi-Real Net", 2018 (arXiv:1808.00278).
+    """
     block = partial(_block, weight_quantizer=weight_quantizer)
-    return for_imagenet((6, 8, 12, 6), block, num_classes, in_channels)
+    return for_imagenet((6, 8, 12, 6), block, num_classes, in_channels, width)
 
 
 def binary_conv(
@@ -111,15 +126,17 @@ def for_imagenet(
     block: Callable[[int, int, int], bnn.Residual],
     num_classes: int,
     in_channels: int,
+    width: float,
 ) -> nn.Sequential:
     """Real stem, four stages of blocks, real classifier; the blocks as for `blocks.stages`."""
     require_positive(num_classes=num_classes, in_channels=in_channels)
+    widths = [scaled(channels, width) for channels in _WIDTHS]
     return nn.Sequential(
-        nn.Conv2d(in_channels, _WIDTHS[0], 7, stride=2, padding=3, bias=False),
-        nn.BatchNorm2d(_WIDTHS[0]),
+        nn.Conv2d(in_channels, widths[0], 7, stride=2, padding=3, bias=False),
+        nn.BatchNorm2d(widths[0]),
         nn.MaxPool2d(3, stride=2, padding=1),
-        *stages(block, _WIDTHS[0], _WIDTHS, depths),
+        *stages(block, widths[0], widths, depths),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(_WIDTHS[-1], num_classes),
+        nn.Linear(widths[-1], num_classes),
     )

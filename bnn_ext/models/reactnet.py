@@ -69,6 +69,7 @@ def reactnet18(
     num_classes: int = 1000,
     in_channels: int = 3,
     *,
+    width: float = 1.0,
     weight_quantizer: str | Quantizer | None = "magnitude_aware_sign",
 ) -> nn.Sequential:
     """ReAct-ResNet18, on the frame of Bi-Real Net 18: 11.7 million parameters.
@@ -78,6 +79,7 @@ def reactnet18(
     Args:
         num_classes: number of logits.
         in_channels: channels of the images.
+        width: factor of all widths.
         weight_quantizer: of the binary convolutions; None leaves their weights real.
 
     Raises:
@@ -87,7 +89,7 @@ def reactnet18(
     Source: "ReActNet", 2020 (arXiv:2003.03488), section 5.2.
     """
     block = partial(_block, weight_quantizer=weight_quantizer)
-    return for_imagenet((4, 4, 4, 4), block, num_classes, in_channels)
+    return for_imagenet((4, 4, 4, 4), block, num_classes, in_channels, width)
 
 
 def _block(

@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import nn
 
 from bnn_ext import nn as bnn
-from bnn_ext.models.blocks import normalized
+from bnn_ext.models.blocks import normalized, require_positive
 
 
 def digits_cnn(num_classes: int = 10) -> nn.Sequential:
@@ -24,6 +24,7 @@ def digits_cnn(num_classes: int = 10) -> nn.Sequential:
 
     Shape: `[N, 1, 8, 8]` to `[N, num_classes]`.
     """
+    require_positive(num_classes=num_classes)
     return nn.Sequential(
         *_conv(1, 128, input_quantizer=None),
         *_conv(128, 256, pool=True),  # to 4x4
@@ -40,6 +41,7 @@ def mnist_cnn(num_classes: int = 10) -> nn.Sequential:
 
     Shape: `[N, 1, 28, 28]` to `[N, num_classes]`.
     """
+    require_positive(num_classes=num_classes)
     return nn.Sequential(
         *_conv(1, 64, pool=True, input_quantizer=None),  # to 14x14
         *_conv(64, 128, pool=True),  # to 7x7

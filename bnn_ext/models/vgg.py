@@ -56,7 +56,18 @@ def vgg_cifar10_binary(
 def vgg_cifar100_binary(
     num_classes: int = 100, in_channels: int = 3, input_size: int = 32, *, inflate: int = 3
 ) -> nn.Sequential:
-    """`vgg_cifar10_binary` with 100 classes."""
+    """`vgg_cifar10_binary` with 100 classes by default.
+
+    Shape: `[N, in_channels, input_size, input_size]` to `[N, num_classes]`.
+
+    Args:
+        num_classes, in_channels, input_size, inflate: as for `vgg_cifar10_binary`.
+
+    Raises:
+        ValueError: a size is not positive, or `input_size` is too small.
+
+    Source: the CIFAR-100 variant of pratik-kadlak/BNN.
+    """
     return vgg_cifar10_binary(num_classes, in_channels, input_size, inflate=inflate)
 
 
@@ -94,7 +105,12 @@ def vgg_small_binary(
 
 
 def vgg_cifar10(
-    num_classes: int = 10, in_channels: int = 3, input_size: int = 32, *, dropout: float = 0.5
+    num_classes: int = 10,
+    in_channels: int = 3,
+    input_size: int = 32,
+    *,
+    width: float = 1.0,
+    dropout: float = 0.5,
 ) -> nn.Sequential:
     """The float twin: 128-128-P-256-256-P-512-512-P-1024-1024-num_classes with ReLU and dropout.
 
@@ -104,6 +120,7 @@ def vgg_cifar10(
         num_classes: number of logits.
         in_channels: channels of the images.
         input_size: height and width of the images, at least 8.
+        width: factor of all widths.
         dropout: probability behind each hidden fully connected layer.
 
     Raises:
@@ -114,14 +131,19 @@ def vgg_cifar10(
     order everywhere.
     """
     require_probability(dropout=dropout)
-    features = _features(_WIDTHS, num_classes, in_channels, input_size)
-    widths = pairwise((in_channels, *_WIDTHS))
-    convs = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False) for inputs, outputs in widths]
-    units = pairwise((features, *_HIDDEN))
-    linears = [nn.Linear(inputs, outputs, bias=False) for inputs, outputs in units]
+    widths = [scaled(channels, width) for channels in _WIDTHS]
+    units = [scaled(units, width) for units in _HIDDEN]
+    features = _features(widths, num_classes, in_channels, input_size)
+    convs = [
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        for inputs, outputs in pairwise((in_channels, *widths))
+    ]
+    linears = [
+        nn.Linear(inputs, outputs, bias=False) for inputs, outputs in pairwise((features, *units))
+    ]
     return nn.Sequential(
         *feedforward(convs, _pools(), linears, nn.ReLU, dropout=dropout),
-        nn.Linear(_HIDDEN[-1], num_classes),
+        nn.Linear(units[-1], num_classes),
     )
 
 
