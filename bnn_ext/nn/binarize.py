@@ -19,7 +19,7 @@ def first_and_last(model: nn.Module) -> set[str]:
     They hold few of the weights and most of the accuracy that binarizing loses: the first meets the
     image, the last gives the answer.
     """
-    names = [name for name, module in model.named_modules() if type(module) in BINARY_OF]
+    names = _replaceable(model)
     return {*names[:1], *names[-1:]}
 
 
@@ -60,26 +60,31 @@ def binarize(
         TypeError: a quantizer is neither a name nor a callable.
     """
     skipped = set(skip(model) if callable(skip) else skip)
-    found = {name for name, module in model.named_modules() if type(module) in BINARY_OF}
-    if unknown := skipped - found:
+    found = _replaceable(model)
+    if unknown := skipped.difference(found):
         raise ValueError(
             f"skip must name linear layers or convolutions of the model, found {min(unknown)!r}"
         )
-    if found == skipped:
+    if len(skipped) == len(found):
         raise ValueError(
             f"model must hold a linear layer or convolution that is not skipped, found "
             f"{len(found)} in {type(model).__name__}, all skipped"
         )
     model = copy.deepcopy(model)
-    for name in found - skipped:
-        layer = model.get_submodule(name)
+    for name in found:
+        if name in skipped:
+            continue
         try:
-            make_binary(layer, input_quantizer, weight_quantizer)
-        except ValueError as error:
-            raise ValueError(f"layer {name or '(model)'}: {error}") from None
+            make_binary(model.get_submodule(name), input_quantizer, weight_quantizer)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"layer {name or '(model)'}: {error}") from None
     if activation is not None:
         for module in list(model.modules()):
             for name, child in module._modules.items():  # with all names of a shared one
                 if child is not None and type(child) in _NEVER_NEGATIVE:
                     setattr(module, name, activation().train(child.training))
     return model
+
+
+def _replaceable(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if type(module) in BINARY_OF]
