@@ -79,7 +79,7 @@ def test_cuda_operators_are_built_where_they_can_be():
 
 FEATURES = {
     "popcnt": r"\tpopcnt",
-    "vex": r"\t(v[a-z]|andn|bextr|bls|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx)",
+    "vex": r"\t(v[a-z]|andn\b|bextr|bls|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx)",
     "ymm": r"%ymm",
     "zmm": r"%zmm",
     "opmask": r"%k[0-7]",
