@@ -186,6 +186,49 @@ def test_conv2d_reads_strided_maps() -> None:
 
 
 @gpu
+@pytest.mark.parametrize("dtype", [*FLOATS, None])
+@pytest.mark.parametrize("name", ["linear_fused", "conv2d_fused"])
+def test_fused(name: str, dtype: torch.dtype | None) -> None:
+    x, weight, shape = random_packed(3, 70), random_packed(40, 70), (3, 40)
+    arguments: tuple[Any, ...] = (x, weight, 70)
+    if name == "conv2d_fused":
+        x, weight, shape = random_packed(2, 5, 6, 70), random_packed(40, 3, 3, 70), (2, 5, 6, 40)
+        arguments = (x, weight, 70, (1, 1), (1, 1), (1, 1), 1, 0)
+    steps = [
+        ("multiply", torch.randn(40) / 9),
+        ("add", torch.randn(shape).to(dtype or torch.float32)),
+        ("prelu", torch.randn(40)),
+        ("maximum", -torch.rand(shape)),
+        ("minimum", torch.rand(40)),
+    ]
+    threshold, flip = torch.randn(40) / 2, random_flip(40)
+    expected = getattr(reference, name)(*arguments, steps, dtype, threshold, flip)
+    steps = [(step, on_gpu(operand)) for step, operand in steps]
+    found = getattr(ops, name)(*map(on_gpu, (*arguments, steps, dtype, threshold, flip)))
+    assert (found[0] is None) == (dtype is None)
+    for actual, wanted in zip(found, expected, strict=True):
+        assert actual is None or torch.equal(actual.cpu(), wanted)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8])
+def test_real_inputs(dtype: torch.dtype) -> None:
+    """On values with so few bits that float32 sums are exact in any order."""
+    whole = dtype == torch.uint8
+    low = 0 if whole else -8
+    row, weight = torch.randint(low, 8, (3, 70)).to(dtype), random_packed(40, 70)
+    image, kernel = torch.randint(low, 8, (2, 6, 5, 7)).to(dtype), random_packed(40, 3, 3, 3)
+    geometry = (6, (2, 1), (1, 2), (1, 1), 2, -1)
+    affine = () if whole else (torch.randn(40), torch.randn(40))
+    threshold = random_threshold(40) if whole else random_threshold(40).float()
+    bits = {"threshold": threshold, "flip": random_flip(40)}
+    check("binary_weight_linear", row, weight, 70, *affine)
+    check("binary_weight_linear_bits", row, weight, 70, **bits)
+    check("binary_weight_conv2d", image, kernel, *geometry, *affine)
+    check("binary_weight_conv2d_bits", image, kernel, *geometry, **bits)
+
+
+@gpu
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation"),
