@@ -988,7 +988,11 @@ def _(
 
 
 def _by_torch(op: str) -> Callable[..., Tensor]:
-    """The operator in plain torch, for devices without a kernel; `tiles` are of no use there."""
+    """The operator in plain torch, for devices without a kernel; `tiles` are of no use there.
+
+    The sums are those of the reference, in float64: of float32 a GPU's own may be far off the bound
+    that `binary_weight_linear` states, since torch lets cuDNN round the inputs to TF32.
+    """
     schema = getattr(torch.ops.bnn_ext, f"binary_weight_{op}").default._schema
     names = [argument.name for argument in schema.arguments]
     sums_of = reference.real_conv2d_sums if "conv2d" in op else reference.real_linear_sums
@@ -999,8 +1003,7 @@ def _by_torch(op: str) -> Callable[..., Tensor]:
             arguments.pop(name, None) for name in ("scale", "bias", "threshold", "flip", "tiles")
         )
         input_dtype = arguments["input"].dtype
-        dtype = torch.float64 if input_dtype == torch.uint8 else torch.float32  # bytes sum exactly
-        sums = sums_of(**arguments, dtype=dtype)
+        sums = sums_of(**arguments)
         if threshold is not None:
             return pack(sums.to(threshold.dtype), threshold, flip)
         out = reference.finish_real(sums, scale, bias, input_dtype)

@@ -213,11 +213,9 @@ def conv2d_fused(
     return finish(sums, steps, dtype, threshold, flip)
 
 
-def real_linear_sums(
-    input: Tensor, weight: Tensor, in_features: int, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    """Sums of real values with signs; float64 is exact for uint8 and nearly so for float32."""
-    return F.linear(input.to(dtype), unpack(weight, in_features, dtype))
+def real_linear_sums(input: Tensor, weight: Tensor, in_features: int) -> Tensor:
+    """Sums of real values with signs, in float64: exact for uint8 and nearly so for float32."""
+    return F.linear(input.double(), unpack(weight, in_features, torch.float64))
 
 
 def finish_real(
@@ -254,12 +252,11 @@ def real_conv2d_sums(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     pad_value: int = 0,
-    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """`[N, H', W', out]`, like `real_linear_sums`."""
-    w = unpack(weight, in_channels // groups, dtype).permute(0, 3, 1, 2)
+    w = unpack(weight, in_channels // groups, torch.float64).permute(0, 3, 1, 2)
     padded = (padding[1], padding[1], padding[0], padding[0])
-    x = F.pad(input.to(dtype), padded, value=float(pad_value))
+    x = F.pad(input.double(), padded, value=float(pad_value))
     return F.conv2d(x, w, None, stride, 0, dilation, groups).permute(0, 2, 3, 1)
 
 
