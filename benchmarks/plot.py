@@ -256,7 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     options = parser.parse_args(arguments)
     for folder in sorted(path for path in options.results.iterdir() if path.is_dir()):
-        documents = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        files = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        documents = {path: file for path, file in files.items() if "rows" in file}
         for path, document in documents.items():
             draw_bars(document, path.stem.replace("_", " "), path.with_suffix(".png"))
         if documents:

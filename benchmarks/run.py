@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import provenance
 import torch
 from peers import Missing, Peers
 from timing import Implementation, Timing, measure, read_bandwidths
@@ -107,28 +104,24 @@ class Run:
         isa = os.environ.get("ONEDNN_MAX_CPU_ISA")
         suffix = f"_onednn_{isa.lower()}" if isa else ""
         document = {
-            "commit": _commit(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": provenance.commit(),
+            "date": provenance.now(),
             "cpu_level": _C.cpu_capabilities()[-1],
             "onednn_max_cpu_isa": isa,
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "bnn_ext": bnn_ext.__version__,
-                "openvino": _version("openvino"),
-                "onnxruntime": _version("onnxruntime"),
+                "openvino": provenance.version("openvino"),
+                "onnxruntime": provenance.version("onnxruntime"),
             },
             "read_gbytes_per_s": self.bandwidths,
             "missing": self.missing,
             "rows": self.rows,
         }
         path = self.options.results / cpu_folder() / f"{name}{suffix}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")  # so that the file is written whole or not at all
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(temporary, path)
+        provenance.write(path, document)
         self.rows, self.missing = [], []
-        print(f"written to {path}")
 
 
 def _row(
@@ -190,23 +183,3 @@ def cpu_folder() -> str:
     name = re.sub(r"\((R|TM)\)|CPU|@ \S+", "", cpu_name())
     words = re.findall(r"[a-z0-9.]+", name.lower())
     return "-".join([*words, _C.cpu_capabilities()[-1]])
-
-
-def _version(package: str) -> str | None:
-    """None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The checkout's commit, marked if files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

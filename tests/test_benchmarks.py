@@ -310,6 +310,15 @@ def test_plot_draws_every_file_and_a_roofline(tmp_path, monkeypatch, without_pee
     assert drawn == {path.stem for path in folder.glob("*.json")} | {"roofline"}
 
 
+def test_plot_leaves_files_of_other_kinds_alone(tmp_path):
+    import plot
+
+    (tmp_path / "h200").mkdir()
+    (tmp_path / "h200/tests.json").write_text('{"files": {}}')
+    plot.main(["--results", str(tmp_path)])
+    assert not list(tmp_path.glob("*/*.png"))
+
+
 @pytest.mark.parametrize("value, text", [(0.1234, "0.123"), (12.34, "12.3"), (1234.5, "1,234")])
 def test_numbers_in_plots_have_three_digits(value, text):
     import plot
