@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BUILT_FROM := setup.py pyproject.toml $(shell find csrc -type f)
-CPP_FILES := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.inl" -o -name "*.cu" -o -name "*.cuh")
+CPP_FILES := $(shell find benchmarks csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.inl" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: help demo test sanitize bench lint format clean
 .DELETE_ON_ERROR:
