@@ -1,5 +1,5 @@
-// Level "avx512": AVX-512 F/BW/DQ/VL without VPOPCNTDQ (Skylake-X to Cascade Lake). Popcount of
-// nibbles by byte shuffle, byte sums deferred over up to 31 words.
+// Level "avx512": AVX-512 F/BW/DQ/VL without VPOPCNTDQ (Skylake-X to Cascade Lake). Carries are
+// counted by byte shuffle of their nibbles, byte sums deferred.
 #if defined(__x86_64__)
 #include <immintrin.h>
 

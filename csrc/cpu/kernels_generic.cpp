@@ -1,5 +1,5 @@
-// Level "generic": any CPU. Popcount by adding neighbouring bit fields, byte sums deferred; the
-// compiler turns the 16-byte vectors into whatever the baseline has.
+// Level "generic": any CPU. Carries are counted by adding neighbouring bit fields, byte sums
+// deferred; the compiler turns the 16-byte vectors into whatever the baseline has.
 #include <torch/headeronly/util/Half.h>
 
 #include "cpu/kernels.h"

@@ -1,4 +1,5 @@
-// Level "popcnt": x86 with the scalar POPCNT instruction (2008 onwards), no vector extension.
+// Level "popcnt": x86 with the scalar POPCNT instruction (2008 onwards), no vectors but those
+// of the baseline.
 #if defined(__x86_64__)
 #include <torch/headeronly/util/Half.h>
 
