@@ -174,8 +174,8 @@ def _check_fused(
     flip: Tensor | None,
     shape: tuple[int, ...],
     device: torch.device,
-) -> tuple[list[int], list[Tensor]]:
-    """Checks what finishes outputs of `shape`; returns the operations' numbers and operands."""
+) -> None:
+    """Checks what finishes outputs of `shape`."""
     channels = shape[-1]
     for name, operand in steps:
         if name not in STEPS:
@@ -201,7 +201,6 @@ def _check_fused(
     elif flip is not None:
         raise ValueError("flip needs a threshold, found threshold=None")
     _check_flip("flip", flip, channels, device)
-    return [STEPS.index(name) for name, _ in steps], [operand for _, operand in steps]
 
 
 # --- calls ----------------------------------------------------------------------------------------
@@ -210,36 +209,47 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _checked_by_kernel(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Lets the kernel of the wrapper's name check the arguments first.
+def _checked_by(kernel: Callable[..., _R]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Lets a kernel with the arguments of the wrapper check them first.
 
     It does so in less time than Python needs, which counts where a layer takes as long as these
     checks; but it names less. So where it refuses, the wrapper is called, to say what is wrong.
-    Schemas and wrappers have the same arguments in the same order.
     """
-    kernel = getattr(torch.ops.bnn_ext, wrapper.__name__).default
 
-    @functools.wraps(wrapper)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        input = args[0] if args else None
-        real = isinstance(input, Tensor) and type(input) in (Tensor, nn.Parameter) and input.is_cpu
-        if real and not _needs_wrapper(args, kwargs):
-            try:
-                return kernel(*args, **kwargs)
-            except (RuntimeError, TypeError):
-                pass
-        return wrapper(*args, **kwargs)
+    def decorate(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(wrapper)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            if _runs_now(args, kwargs):
+                try:
+                    return kernel(*args, **kwargs)
+                except (RuntimeError, TypeError, ValueError):
+                    pass
+            return wrapper(*args, **kwargs)
 
-    return call
+        return call
+
+    return decorate
 
 
-def _needs_wrapper(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether torch is tracing, or a tensor requires a gradient, which a kernel cannot see."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in (*args, *kwargs.values())
-    )
+def _checked_by_kernel(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`_checked_by` the operator of the wrapper's name: their schemas have the same arguments."""
+    return _checked_by(getattr(torch.ops.bnn_ext, wrapper.__name__).default)(wrapper)
+
+
+def _runs_now(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a kernel will run on the CPU: nothing is traced or faked, no gradient is asked."""
+    input = args[0] if args else None
+    if not isinstance(input, Tensor) or type(input) not in (Tensor, nn.Parameter):
+        return False
+    if not input.is_cpu or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and _requires_grad((*args, *kwargs.values())))
+
+
+def _requires_grad(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_requires_grad, value))
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 # --- shapes ---------------------------------------------------------------------------------------
@@ -550,6 +560,26 @@ def _(
     return input.new_empty((*input.shape[:-1], words(weight.shape[0])))
 
 
+def _linear_fused(
+    input: Tensor,
+    weight: Tensor,
+    in_features: int,
+    steps: Sequence[Step] = (),
+    dtype: torch.dtype | None = torch.float32,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+    *,
+    tiles: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    operations = [STEPS.index(name) for name, _ in steps]
+    operands = [operand for _, operand in steps]
+    results = torch.ops.bnn_ext.linear_fused.default(
+        input, weight, in_features, operations, operands, dtype, threshold, flip, tiles
+    )
+    return _floats_and_bits(results, dtype, threshold)
+
+
+@_checked_by(_linear_fused)
 def linear_fused(
     input: Tensor,
     weight: Tensor,
@@ -583,11 +613,8 @@ def linear_fused(
     """
     _check_linear(input, weight, in_features, tiles)
     shape = (*input.shape[:-1], weight.shape[0])
-    operations, operands = _check_fused(steps, dtype, threshold, flip, shape, input.device)
-    results = torch.ops.bnn_ext.linear_fused(
-        input, weight, in_features, operations, operands, dtype, threshold, flip, tiles
-    )
-    return _floats_and_bits(results, dtype, threshold)
+    _check_fused(steps, dtype, threshold, flip, shape, input.device)
+    return _linear_fused(input, weight, in_features, steps, dtype, threshold, flip, tiles=tiles)
 
 
 @torch.library.register_fake("bnn_ext::linear_fused")
@@ -883,6 +910,44 @@ def _(
     return input.new_empty((*shape, words(weight.shape[0])))
 
 
+def _conv2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    pad_value: int = 0,
+    steps: Sequence[Step] = (),
+    dtype: torch.dtype | None = torch.float32,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+    *,
+    tiles: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    operations = [STEPS.index(name) for name, _ in steps]
+    operands = [operand for _, operand in steps]
+    results = torch.ops.bnn_ext.conv2d_fused.default(
+        input,
+        weight,
+        in_channels,
+        stride,
+        padding,
+        dilation,
+        groups,
+        pad_value,
+        operations,
+        operands,
+        dtype,
+        threshold,
+        flip,
+        tiles,
+    )
+    return _floats_and_bits(results, dtype, threshold)
+
+
+@_checked_by(_conv2d_fused)
 def conv2d_fused(
     input: Tensor,
     weight: Tensor,
@@ -917,8 +982,8 @@ def conv2d_fused(
         *_conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation),
         weight.shape[0],
     )
-    operations, operands = _check_fused(steps, dtype, threshold, flip, shape, input.device)
-    results = torch.ops.bnn_ext.conv2d_fused(
+    _check_fused(steps, dtype, threshold, flip, shape, input.device)
+    return _conv2d_fused(
         input,
         weight,
         in_channels,
@@ -927,14 +992,12 @@ def conv2d_fused(
         dilation,
         groups,
         pad_value,
-        operations,
-        operands,
+        steps,
         dtype,
         threshold,
         flip,
-        tiles,
+        tiles=tiles,
     )
-    return _floats_and_bits(results, dtype, threshold)
 
 
 @torch.library.register_fake("bnn_ext::conv2d_fused")
