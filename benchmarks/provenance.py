@@ -18,17 +18,23 @@ import torch
 def commit() -> str | None:
     """What BNN_EXT_COMMIT says, for a copy without its repository; else the checkout's commit.
 
-    The checkout's is marked if files differ from it, and None outside a repository.
+    The checkout's is marked if files other than earlier results differ from it, and None outside
+    a repository.
     """
     if "BNN_EXT_COMMIT" in os.environ:
         return os.environ["BNN_EXT_COMMIT"]
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        commit = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--", ":/", ":(exclude)results")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
