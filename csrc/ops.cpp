@@ -1,6 +1,6 @@
 // The schema of every operator, and the Python module `bnn_ext._C`.
 //
-// Shapes, units and errors are documented at the wrappers in bnn_ext/ops.py; the kernels are
+// Shapes, units and errors are documented at the wrappers in bnn_ext/ops; the kernels are
 // registered by csrc/cpu/*.cpp here and by csrc/cuda/*.cu in `bnn_ext._C_cuda`.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>

@@ -16,6 +16,7 @@ from packed_inputs import (
 from torch import Tensor
 
 from bnn_ext import ops, reference
+from bnn_ext.ops import epilogue
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 GEOMETRY = (130, (1, 2), (1, 1), (2, 1), 1, 0)  # in_channels, stride, padding, dilation, ...
@@ -195,9 +196,9 @@ def test_other_devices_finish_with_the_same_formula():
     operations, operands = [ops.STEPS.index(name) for name, _ in steps], [x for _, x in steps]
     threshold, flip = torch.randn(40), random_packed(40)
     for dtype in (torch.float16, None):
-        results = ops._finish(sums, operations, operands, dtype, threshold, flip)
+        results = epilogue.finish(sums, operations, operands, dtype, threshold, flip)
         expected = ops.conv2d_fused(input, weight, *GEOMETRY, steps, dtype, threshold, flip)
-        assert_same(ops._floats_and_bits(results, dtype, threshold), expected, 40)
+        assert_same(epilogue.floats_and_bits(results, dtype, threshold), expected, 40)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from packed_inputs import (
 from torch import Tensor
 
 from bnn_ext import _C, ops, reference
+from bnn_ext.ops import binary_weight
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -446,7 +447,7 @@ def test_half_precision_is_rounded_once(level):
 @pytest.mark.parametrize("op", ["linear", "linear_bits", "conv2d", "conv2d_bits"])
 def test_what_runs_on_cuda(op):
     """There torch calls this with the arguments in a row, without defaults at the end."""
-    name, run = f"binary_weight_{op}", ops._by_torch(op)
+    name, run = f"binary_weight_{op}", binary_weight._by_torch(op)
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bnn_ext::{name}", "CUDA")
     arguments = examples()[name]
     # Few bits, so that float32 sums are exact in any order.

@@ -36,7 +36,7 @@ struct Dot {
   std::vector<Region> regions;
 };
 
-// [out, ..., words] -> [groups * blocks, k, 16]; see ops.py.
+// [out, ..., words] -> [groups * blocks, k, 16]; see bnn_ext/ops/packing.py.
 Tensor tile_weight(const Tensor& weight, int64_t groups);
 
 // The given tiles, checked, or new ones.

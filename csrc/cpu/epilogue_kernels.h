@@ -8,7 +8,7 @@ namespace bnn_ext::cpu {
 enum class FloatType { kFloat, kHalf, kBFloat16 };
 
 // One elementwise operation on every value y, in float, rounded once. The numbers are those of
-// bnn_ext/ops.py.
+// bnn_ext/ops/epilogue.py.
 enum class Operation : int64_t {
   kMultiply = 0,  // y * operand
   kAdd = 1,       // y + operand

@@ -18,8 +18,8 @@ namespace bnn_ext::cpu {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The wrappers in ops.py raise friendlier errors first; these keep a direct call of the operator
-// from reading or writing out of bounds.
+// The wrappers in bnn_ext/ops raise friendlier errors first; these keep a direct call of the
+// operator from reading or writing out of bounds.
 inline Tensor checked(const Tensor& tensor, const char* name, ScalarType dtype) {
   STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU like the input");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");

@@ -1,6 +1,6 @@
 // Tensor arguments -> checked, contiguous operands of a kernel.
 //
-// The wrappers in bnn_ext/ops.py report wrong arguments in full; these checks keep a direct call of
+// The wrappers in bnn_ext/ops report wrong arguments in full; these checks keep a direct call of
 // torch.ops.bnn_ext from reading what is not there.
 #pragma once
 

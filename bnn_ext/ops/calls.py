@@ -1,0 +1,56 @@
+"""How a wrapper calls its kernel: at once where the kernel can check the arguments itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def checked_by(kernel: Callable[..., _R]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Lets a kernel with the arguments of the wrapper check them first.
+
+    It does so in less time than Python needs, which counts where a layer takes as long as these
+    checks; but it names less. So where it refuses, the wrapper is called, to say what is wrong.
+    """
+
+    def decorate(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(wrapper)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            if runs_now(args, kwargs):
+                try:
+                    return kernel(*args, **kwargs)
+                except (RuntimeError, TypeError, ValueError):
+                    pass
+            return wrapper(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def checked_by_kernel(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`checked_by` the operator of the wrapper's name: their schemas have the same arguments."""
+    return checked_by(getattr(torch.ops.bnn_ext, wrapper.__name__).default)(wrapper)
+
+
+def runs_now(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a kernel will run on the CPU: nothing is traced or faked, no gradient is asked."""
+    input = args[0] if args else None
+    if not isinstance(input, Tensor) or type(input) not in (Tensor, nn.Parameter):
+        return False
+    if not input.is_cpu or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and _requires_grad((*args, *kwargs.values())))
+
+
+def _requires_grad(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_requires_grad, value))
+    return isinstance(value, Tensor) and value.requires_grad
