@@ -65,6 +65,11 @@ def flatten(packed: Tensor, channels: int) -> Tensor:
     return pack_bits(unpack_bits(packed, channels).flatten(1))
 
 
+def select_channels(inputs: Sequence[Tensor], channels: Sequence[int], index: Tensor) -> Tensor:
+    bits = [unpack_bits(packed, count) for packed, count in zip(inputs, channels, strict=True)]
+    return pack_bits(torch.cat(bits, -1)[..., index])
+
+
 def finish_float(
     sums: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:

@@ -15,6 +15,7 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
   m.def("pack(Tensor input, Tensor? threshold=None, Tensor? flip=None) -> Tensor");
   m.def("unpack(Tensor packed, int channels, ScalarType dtype) -> Tensor");
   m.def("flatten(Tensor packed, int channels) -> Tensor");
+  m.def("select_channels(Tensor[] inputs, int[] channels, Tensor index) -> Tensor");
 
   m.def("tile_weight(Tensor weight, int groups=1) -> Tensor");
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from bnn_ext import ops, reference
 
@@ -76,6 +78,11 @@ def examples() -> dict[str, dict[str, Any]]:
         },
         "unpack": {"packed": random_packed(2, 3, 40), "channels": 40, "dtype": torch.float32},
         "flatten": {"packed": random_packed(2, 3, 40), "channels": 40},
+        "select_channels": {
+            "inputs": [random_packed(2, 3, 40), random_packed(2, 3, 70)],
+            "channels": [40, 70],
+            "index": torch.randperm(110, dtype=torch.int32),
+        },
         "tile_weight": {"weight": random_packed(6, 3, 2, 40), "groups": 2},
         "linear": linear,
         "linear_float": linear | to_float,
@@ -97,6 +104,11 @@ def examples() -> dict[str, dict[str, Any]]:
             "minimum": random_packed(70),
         },
     }
+
+
+def map_tensors(function: Callable[[Tensor], Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with `function(tensor)` for each tensor, those in lists too."""
+    return tree_map_only(Tensor, function, arguments)
 
 
 def assert_same_packed(actual: Tensor, expected: Tensor, channels: int) -> None:

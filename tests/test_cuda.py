@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from bnn_ext import _extension, ops, reference
 
@@ -23,7 +24,8 @@ gpu = pytest.mark.skipif(
 
 
 def on_gpu(value: Any) -> Any:
-    return value.to(DEVICE) if isinstance(value, Tensor) else value
+    """With its tensors, those in lists and tuples too, on the GPU."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(DEVICE), value)
 
 
 def check(name: str, *args: Any, **kwargs: Any) -> None:
@@ -203,7 +205,6 @@ def test_fused(name: str, dtype: torch.dtype | None) -> None:
     ]
     threshold, flip = torch.randn(40) / 2, random_flip(40)
     expected = getattr(reference, name)(*arguments, steps, dtype, threshold, flip)
-    steps = [(step, on_gpu(operand)) for step, operand in steps]
     found = getattr(ops, name)(*map(on_gpu, (*arguments, steps, dtype, threshold, flip)))
     assert (found[0] is None) == (dtype is None)
     for actual, wanted in zip(found, expected, strict=True):
@@ -226,6 +227,13 @@ def test_real_inputs(dtype: torch.dtype) -> None:
     check("binary_weight_linear_bits", row, weight, 70, **bits)
     check("binary_weight_conv2d", image, kernel, *geometry, *affine)
     check("binary_weight_conv2d_bits", image, kernel, *geometry, **bits)
+
+
+@gpu
+def test_select_channels() -> None:
+    inputs = [random_packed(2, 3, 40), random_packed(2, 3, 70)]
+    for index in (torch.arange(110), torch.randperm(110), torch.arange(35, 68)):
+        check("select_channels", inputs, [40, 70], index.int())
 
 
 @gpu

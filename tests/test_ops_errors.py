@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from packed_inputs import examples
+from packed_inputs import examples, map_tensors
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from bnn_ext import _extension, ops
 
@@ -22,8 +23,13 @@ ANY_RANK = {("pack", "input"), ("unpack", "packed"), ("flatten", "packed")} | {
     for op in ("linear", "linear_float", "linear_bits")
     + ("binary_weight_linear", "binary_weight_linear_bits")
 }
-ANY_LENGTH = {("pack", "input"), ("tile_weight", "weight"), ("max_pool2d", "input")} | {
-    (op, "input") for op in ("binary_weight_conv2d", "binary_weight_conv2d_bits")
+ANY_LENGTH = {
+    ("pack", "input"),
+    ("select_channels", "index"),
+    ("tile_weight", "weight"),
+    ("max_pool2d", "input"),
+    ("binary_weight_conv2d", "input"),
+    ("binary_weight_conv2d_bits", "input"),
 }
 
 
@@ -58,7 +64,7 @@ def wrong_numbers() -> Iterator[Case]:
     least = {"stride": 1, "dilation": 1, "kernel_size": 1, "groups": 1, "pad_value": -1}
     for op, arguments in examples().items():
         for name, value in arguments.items():
-            if isinstance(value, Tensor) or name in ("dtype", "ceil_mode"):
+            if isinstance(value, (Tensor, list)) or name in ("dtype", "ceil_mode"):
                 continue
             below = least.get(name, 0) - 1
             types: list[Any] = [1.0, "1", True]
@@ -86,6 +92,25 @@ WRONG_TOGETHER: list[Case] = [
     ("unpack", {"dtype": "float32"}, TypeError, "dtype"),
     ("flatten", {"packed": words(2)}, ValueError, "packed"),
     ("flatten", {"channels": 65}, ValueError, "packed"),
+    ("select_channels", {"inputs": words(2, 3, 2)}, TypeError, "inputs"),
+    ("select_channels", {"inputs": [], "channels": []}, ValueError, "inputs"),
+    ("select_channels", {"inputs": [words(2, 3, 2), torch.ones(2, 3, 3)]}, TypeError, "inputs"),
+    ("select_channels", {"inputs": [words(2, 3, 2), words(2, 3, 2)]}, ValueError, "inputs"),
+    ("select_channels", {"inputs": [words(2, 3, 2), words(3, 2, 3)]}, ValueError, "inputs"),
+    ("select_channels", {"inputs": [words(2, 3, 2), words(3, 3)]}, ValueError, "inputs"),
+    (
+        "select_channels",
+        {"inputs": [words(2, 3, 2), words(2, 3, 3).to("meta")]},
+        ValueError,
+        "inputs",
+    ),
+    ("select_channels", {"channels": 40}, TypeError, "channels"),
+    ("select_channels", {"channels": [40]}, ValueError, "channels"),
+    ("select_channels", {"channels": [40, 70, 1]}, ValueError, "channels"),
+    ("select_channels", {"channels": [40, 70.0]}, TypeError, "channels"),
+    ("select_channels", {"channels": [40, -1]}, ValueError, "channels"),
+    ("select_channels", {"index": torch.tensor([3, -1]).int()}, ValueError, "index"),
+    ("select_channels", {"index": torch.tensor([110]).int()}, ValueError, "index"),
     ("tile_weight", {"groups": 4}, ValueError, "groups"),
     ("tile_weight", {"weight": words(6, 3, 2)}, ValueError, "weight"),
     ("linear", {"in_features": 97}, ValueError, "input"),
@@ -162,7 +187,7 @@ def test_wrappers_name_the_argument(case):
 
 def reaches_the_kernel(case: Case) -> bool:
     """torch reads True as 1, and gives a call with any meta tensor to the fake kernel."""
-    values = case[1].values()
+    values = tree_leaves(case[1])
     return not any(v is True or (isinstance(v, Tensor) and v.is_meta) for v in values)
 
 
@@ -216,21 +241,16 @@ def test_sums_that_overflow_int32():
         torch.ops.bnn_ext.conv2d(images, kernel, 32, 1, 0, 1, 1, 0)
 
 
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
 @pytest.mark.parametrize("op", OPERATORS)
-def test_devices_without_kernels_are_named(op, monkeypatch):
+def test_devices_without_kernels_are_named(op, device, monkeypatch):
     monkeypatch.setattr(_extension, "has_cuda", False)
     arguments = examples()[op]
     first = next(iter(arguments))
-    for device in ("cuda", "xpu"):
-        with FakeTensorMode():  # tensors of devices that need not exist
-            moved = {
-                name: torch.empty(value.shape, dtype=value.dtype, device=device)
-                if isinstance(value, Tensor)
-                else value
-                for name, value in arguments.items()
-            }
-            with pytest.raises(ValueError, match=rf"^{first}\b.*{device}:0"):
-                getattr(ops, op)(**moved)
+    with FakeTensorMode():  # tensors of devices that need not exist
+        moved = map_tensors(lambda x: torch.empty(x.shape, dtype=x.dtype, device=device), arguments)
+        with pytest.raises(ValueError, match=rf"^{first}\b.*{device}:0"):
+            getattr(ops, op)(**moved)
 
 
 def test_messages_say_what_was_found_and_what_was_expected():

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from packed_inputs import examples, random_affine, random_packed, random_thresholds
+from packed_inputs import (
+    examples,
+    map_tensors,
+    random_affine,
+    random_packed,
+    random_thresholds,
+)
 from torch import Tensor
 
 from bnn_ext import ops, reference
@@ -31,6 +37,9 @@ MORE = [
     ("unpack", {"packed": random_packed(0, 40)}),
     ("flatten", {"packed": random_packed(0, 2, 3, 40)}),
     ("flatten", {"packed": random_packed(3, 40)}),
+    ("select_channels", {"inputs": [random_packed(40), random_packed(70)]}),
+    ("select_channels", {"inputs": [random_packed(0, 2, 40), random_packed(0, 2, 70)]}),
+    ("select_channels", {"index": torch.arange(0, dtype=torch.int32)}),
     ("tile_weight", {"weight": random_packed(33, 70), "groups": 1}),
     *(
         (op, wrong)
@@ -117,7 +126,7 @@ def test_opcheck_of_other_arguments(op, other):
 def test_meta_tensors_give_the_shapes_and_dtypes(op, other):
     arguments = examples()[op] | other
     actual = getattr(ops, op)(**arguments)
-    meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    meta = map_tensors(lambda tensor: tensor.to("meta"), arguments)
     shape = getattr(ops, op)(**meta)
     assert shape.is_meta
     assert (shape.shape, shape.dtype) == (actual.shape, actual.dtype)
@@ -188,6 +197,11 @@ def test_two_threads_give_the_bits_of_one(two_threads):
         "pack": {"input": torch.randn(3, 70, 40, 50).permute(0, 2, 3, 1)},
         "unpack": {"packed": wide, "channels": 1000},
         "flatten": {"packed": random_packed(300, 5, 5, 100), "channels": 100},
+        "select_channels": {
+            "inputs": [maps, random_packed(2, 30, 29, 70)],
+            "channels": [100, 70],
+            "index": torch.cat((torch.arange(150), torch.randperm(170))).int(),
+        },
         "linear": {"input": wide, "weight": random_packed(130, 1000), "in_features": 1000},
         "conv2d": conv,
         "conv2d_float": conv | affine,

@@ -15,6 +15,7 @@ from bnn_ext.ops.binary_weight import (
     binary_weight_linear,
     binary_weight_linear_bits,
 )
+from bnn_ext.ops.channels import select_channels
 from bnn_ext.ops.convolution import conv2d, conv2d_bits, conv2d_float, conv2d_fused
 from bnn_ext.ops.epilogue import STEPS as STEPS
 from bnn_ext.ops.epilogue import Step as Step
@@ -27,6 +28,7 @@ __all__ = [
     "pack",
     "unpack",
     "flatten",
+    "select_channels",
     "tile_weight",
     "linear",
     "linear_float",

@@ -8,6 +8,7 @@
 #include "cpu/epilogue_kernels.h"
 #include "cpu/pack_kernels.h"
 #include "cpu/real_kernels.h"
+#include "cpu/select_kernels.h"
 
 namespace bnn_ext::cpu {
 
@@ -17,6 +18,7 @@ struct Kernels {
   EpilogueKernels epilogue;
   PackKernels pack;
   RealKernels real;
+  SelectKernels select;
 };
 
 extern const Kernels kKernelsGeneric;

@@ -71,13 +71,15 @@ inline void float_to_half(const float* from, uint16_t* to) {
 #include "cpu/lanes_avx2.inl"
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
+#include "cpu/select_body.inl"
 #include "cpu/lookup_avx2.inl"
 #include "cpu/real_body.inl"
 // clang-format on
 
 }  // namespace
 
-const Kernels kKernelsAvx2 = {"avx2", kDotKernels, kEpilogueKernels, kPackKernels, kRealKernels};
+const Kernels kKernelsAvx2 = {"avx2",       kDotKernels,  kEpilogueKernels,
+                              kPackKernels, kRealKernels, kSelectKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

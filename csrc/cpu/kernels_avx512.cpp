@@ -56,14 +56,15 @@ struct Count {
 #include "cpu/lanes_avx512.inl"
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
+#include "cpu/select_body.inl"
 #include "cpu/lookup_avx512.inl"
 #include "cpu/real_body.inl"
 // clang-format on
 
 }  // namespace
 
-const Kernels kKernelsAvx512 = {"avx512", kDotKernels, kEpilogueKernels, kPackKernels,
-                                kRealKernels};
+const Kernels kKernelsAvx512 = {"avx512",     kDotKernels,  kEpilogueKernels,
+                                kPackKernels, kRealKernels, kSelectKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END
