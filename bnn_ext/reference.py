@@ -14,6 +14,9 @@ from torch import Tensor
 
 WORD_BITS = 32
 
+# A step of an epilogue: its name and its operands.
+Step = tuple[str, Tensor] | tuple[str, Tensor, Tensor]
+
 
 def words(bits: int) -> int:
     """Number of 32-bit words that hold `bits` bits."""
@@ -82,9 +85,31 @@ def finish_float(
     return out.to(dtype)
 
 
-def apply_step(y: Tensor, name: str, operand: Tensor) -> Tensor:
-    """One step of an epilogue on float32 values; `operand` broadcasts against them."""
-    operand = operand.float()
+def multiply_add(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
+    """`x * factor + addend` of float32 values, rounded once as if the sum were exact.
+
+    Their product is exact in float64. Rounding the sum to float64 and then to float32 could err
+    where the first rounding ends halfway between two float32 values. So the first goes to odd: of
+    the two float64 values around an inexact sum it takes the one with an odd last bit, which lies
+    halfway between no two float32 values and on the sum's side of all that do.
+    """
+    product = x.double() * factor
+    total = product + addend
+    # The rest that rounding left out, which float64 can represent (Knuth's TwoSum).
+    back = total - product
+    rest = (product - (total - back)) + (addend - back)
+    infinity = torch.full_like(total, torch.inf)
+    toward_rest = torch.nextafter(total, torch.where(rest > 0, infinity, -infinity))
+    even = (total.view(torch.int64) & 1) == 0
+    inexact = (rest > 0) | (rest < 0)  # not where an infinity made it NaN
+    return torch.where(even & inexact, toward_rest, total).float()
+
+
+def apply_step(y: Tensor, name: str, *operands: Tensor) -> Tensor:
+    """One step of an epilogue on float32 values; the operands broadcast against them."""
+    if name == "multiply_add":
+        return multiply_add(y, *operands)
+    operand = operands[0].float()
     if name == "multiply":
         return y * operand
     if name == "add":
@@ -100,15 +125,15 @@ def apply_step(y: Tensor, name: str, operand: Tensor) -> Tensor:
 
 def finish(
     sums: Tensor,
-    steps: Sequence[tuple[str, Tensor]],
+    steps: Sequence[Step],
     dtype: torch.dtype | None,
     threshold: Tensor | None,
     flip: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The steps on `sums` in float32; the values in `dtype`; the bits of those."""
     y = sums.float()
-    for name, operand in steps:
-        y = apply_step(y, name, operand)
+    for name, *operands in steps:
+        y = apply_step(y, name, *operands)
     if dtype is not None:
         y = y.to(dtype)
     bits = None if threshold is None else pack_bits(compare(y.float(), threshold, flip))
@@ -141,7 +166,7 @@ def linear_fused(
     input: Tensor,
     weight: Tensor,
     in_features: int,
-    steps: Sequence[tuple[str, Tensor]] = (),
+    steps: Sequence[Step] = (),
     dtype: torch.dtype | None = torch.float32,
     threshold: Tensor | None = None,
     flip: Tensor | None = None,
@@ -209,7 +234,7 @@ def conv2d_fused(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     pad_value: int = 0,
-    steps: Sequence[tuple[str, Tensor]] = (),
+    steps: Sequence[Step] = (),
     dtype: torch.dtype | None = torch.float32,
     threshold: Tensor | None = None,
     flip: Tensor | None = None,

@@ -196,12 +196,13 @@ def test_fused(name: str, dtype: torch.dtype | None) -> None:
     if name == "conv2d_fused":
         x, weight, shape = random_packed(2, 5, 6, 70), random_packed(40, 3, 3, 70), (2, 5, 6, 40)
         arguments = (x, weight, 70, (1, 1), (1, 1), (1, 1), 1, 0)
-    steps = [
+    steps: list[ops.Step] = [
         ("multiply", torch.randn(40) / 9),
         ("add", torch.randn(shape).to(dtype or torch.float32)),
         ("prelu", torch.randn(40)),
         ("maximum", -torch.rand(shape)),
         ("minimum", torch.rand(40)),
+        ("multiply_add", torch.randn(40), torch.randn(40)),
     ]
     threshold, flip = torch.randn(40) / 2, random_flip(40)
     expected = getattr(reference, name)(*arguments, steps, dtype, threshold, flip)

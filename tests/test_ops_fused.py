@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,6 +40,7 @@ def steps_for(shape: tuple[int, ...], dtype: torch.dtype) -> list[ops.Step]:
         ("maximum", (torch.rand(shape) - 2).to(dtype)),
         ("minimum", torch.rand(channels) + 1),
         ("prelu", torch.rand(shape).to(dtype)),
+        ("multiply_add", scale, bias),
     ]
 
 
@@ -82,9 +86,12 @@ def test_each_step_alone(level, name):
     """Also on NaN, infinities, zeros of both signs and values that are equal."""
     input, weight = random_packed(3, 64), random_packed(64, 64)
     values = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 2.0, -2.0, 1e-40])
-    for operand in (values.repeat(8), values.repeat(24).view(3, 64)):
+    steps: list[ops.Step] = [(name, values.repeat(8)), (name, values.repeat(24).view(3, 64))]
+    if name == "multiply_add":
+        steps = [(name, values.repeat(8), values.repeat_interleave(8))]
+    for step in steps:
         for first in ((), [("multiply", torch.zeros(64))], [("multiply", values.repeat(8))]):
-            arguments = (input, weight, 64, [*first, (name, operand)])
+            arguments = (input, weight, 64, [*first, step])
             threshold = torch.zeros(64)
             actual = ops.linear_fused(*arguments, threshold=threshold)
             assert_same(actual, reference.linear_fused(*arguments, threshold=threshold), 64)
@@ -137,10 +144,85 @@ def test_any_steps(
     input, weight = random_packed(images, *size, channels), random_packed(out, 3, 3, group_channels)
     geometry = (channels, (1, 1), padding, (1, 1), groups, 0)
     shape = reference.conv2d(input, weight, *geometry).shape
-    steps = [(name, torch.randn(shape if each else (out,))) for name, each in numbers]
+    steps = [
+        (name, torch.randn(out), torch.randn(out))
+        if name == "multiply_add"
+        else (name, torch.randn(shape if each else (out,)))
+        for name, each in numbers
+    ]
     threshold = torch.randn(out) if bits or dtype is None else None
     arguments = (input, weight, *geometry, steps, dtype, threshold)
     assert_same(ops.conv2d_fused(*arguments), reference.conv2d_fused(*arguments), out)
+
+
+# --- multiply_add ---------------------------------------------------------------------------------
+
+
+def fused_multiply_add(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
+    """The step on vectors: a sum of 1, multiplied by x before."""
+    one = torch.ones(1, 1, dtype=torch.int32)
+    steps: list[ops.Step] = [("multiply", x), ("multiply_add", factor, addend)]
+    result, _ = ops.linear_fused(one, one.expand(len(x), 1), 1, steps)
+    assert result is not None
+    return result[0]
+
+
+def random_floats(count: int) -> Tensor:
+    """All exponents and signs, few digits or many, zeros, infinities and NaN."""
+    bits = torch.randint(-(2**31), 2**31, (count,), dtype=torch.int64).to(torch.int32)
+    few = torch.randint(2, (count,), dtype=torch.bool)
+    return torch.where(few, bits & -(2**18), bits).view(torch.float32)
+
+
+def rounded(exact: Fraction) -> float:
+    """The nearest float32; halfway between two, the one with an even last bit."""
+    exponent = math.frexp(exact)[1]
+    unit = Fraction(2) ** max(exponent - 24, -149)
+    whole = round(exact / unit) * unit  # Python rounds halves to even, too
+    return math.copysign(math.inf, whole) if abs(whole) >= 2**128 else float(whole)
+
+
+def test_multiply_add_is_exact_arithmetic_rounded_once(level):
+    count = 4000
+    x, factor, addend = (random_floats(count) for _ in range(3))
+    # Many that cancel the product or lie far below it.
+    near = torch.ldexp(x * factor, torch.randint(-60, 1, (count,)))
+    addend = torch.where(torch.arange(count) % 4 == 0, addend, -near)
+    # (1 + 2**-12)**2 lies halfway between two values, and float64 does not hold 2**-80 more.
+    x[0], factor[0], addend[0] = 1 + 2**-12, 1 + 2**-12, 2.0**-80
+    finite = x.isfinite() & factor.isfinite() & addend.isfinite()
+    x, factor, addend = x[finite], factor[finite], addend[finite]
+    assert len(x) > count / 2
+    exact = (
+        Fraction(a) * Fraction(b) + Fraction(c)
+        for a, b, c in zip(x.tolist(), factor.tolist(), addend.tolist(), strict=True)
+    )
+    expected = torch.tensor([*map(rounded, exact)])
+    assert torch.equal(fused_multiply_add(x, factor, addend), expected)
+    assert torch.equal(reference.multiply_add(x, factor, addend), expected)
+    rounded_twice = (x.double() * factor + addend).float()
+    assert not torch.equal(rounded_twice, expected), "no example needs the single rounding"
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="torch rounds twice on a CPU without fused multiply-add",
+)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_multiply_add_is_the_batch_norm_of_torch(level, memory_format):
+    norm = torch.nn.BatchNorm2d(70).eval()
+    for parameter in (norm.weight, norm.bias, norm.running_mean):
+        torch.nn.init.normal_(parameter)
+    torch.nn.init.uniform_(norm.running_var, 0.1, 9.0)
+    input, weight = random_conv(70)
+    sums = ops.conv2d(input, weight, *GEOMETRY).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = norm(sums.contiguous(memory_format=memory_format))
+        factor = torch.rsqrt(norm.running_var + norm.eps) * norm.weight
+        addend = reference.multiply_add(-norm.running_mean, factor, norm.bias)
+        steps: list[ops.Step] = [("multiply_add", factor, addend)]
+        actual, _ = ops.conv2d_fused(input, weight, *GEOMETRY, steps)
+    assert_same_floats(actual.permute(0, 3, 1, 2), expected)
 
 
 def test_two_threads_give_the_same(two_threads):
@@ -174,7 +256,11 @@ def test_wrong_arguments_of_the_operator_itself():
     input, weight, one = random_packed(2, 70), random_packed(5, 70), torch.ones(5)
     for operations, operands, dtype, threshold in (
         ([0], [], torch.float32, None),
+        ([0], [one, one], torch.float32, None),
         ([5], [one], torch.float32, None),
+        ([5], [one, torch.ones(2, 5)], torch.float32, None),
+        ([5, 0], [one, one], torch.float32, None),
+        ([6], [one], torch.float32, None),
         ([-1], [one], torch.float32, None),
         ([0], [torch.ones(4)], torch.float32, None),
         ([0], [torch.ones(2, 4)], torch.float32, None),
@@ -193,7 +279,7 @@ def test_other_devices_finish_with_the_same_formula():
     input, weight = random_conv(40)
     sums = ops.conv2d(input, weight, *GEOMETRY)
     steps = steps_for(tuple(sums.shape), torch.bfloat16)
-    operations, operands = [ops.STEPS.index(name) for name, _ in steps], [x for _, x in steps]
+    operations, operands = epilogue.numbered(steps)
     threshold, flip = torch.randn(40), random_packed(40)
     for dtype in (torch.float16, None):
         results = epilogue.finish(sums, operations, operands, dtype, threshold, flip)
@@ -209,6 +295,23 @@ def test_other_devices_finish_with_the_same_formula():
         ({"steps": [("add", torch.ones(4))]}, ValueError, "must have 5 elements, found 4"),
         ({"steps": [("add", torch.ones(2, 4))]}, ValueError, r"shape \(2, 5\), found .*\(2, 4\)"),
         ({"steps": [("add", torch.ones(5, dtype=torch.float64))]}, TypeError, "float32"),
+        ({"steps": [("add", torch.ones(5), torch.ones(5))]}, ValueError, "1 operands, found 2"),
+        ({"steps": [("multiply_add", torch.ones(5))]}, ValueError, "2 operands, found 1"),
+        (
+            {"steps": [("multiply", *[torch.ones(5)] * 2), ("multiply_add", torch.ones(5))]},
+            ValueError,
+            "'multiply' in steps must have 1 operands, found 2",
+        ),
+        (
+            {"steps": [("multiply_add", torch.ones(5), torch.ones(2, 5))]},
+            ValueError,
+            r"addend of 'multiply_add' in steps must have 1 dimensions, found shape \(2, 5\)",
+        ),
+        (
+            {"steps": [("multiply_add", torch.ones(5).half(), torch.ones(5))]},
+            TypeError,
+            "factor of 'multiply_add' in steps must be torch.float32",
+        ),
         ({"dtype": None}, ValueError, "dtype or threshold must be given"),
         ({"dtype": torch.float64}, TypeError, "dtype must be one of"),
         ({"flip": torch.zeros(1, dtype=torch.int32)}, ValueError, "flip needs a threshold"),

@@ -22,7 +22,7 @@ from bnn_ext.ops.checks import (
     check_vector,
     pair,
 )
-from bnn_ext.ops.epilogue import STEPS, Step, check_fused, empty_results, finish, floats_and_bits
+from bnn_ext.ops.epilogue import Step, check_fused, empty_results, finish, floats_and_bits, numbered
 from bnn_ext.ops.packing import check_tiles
 from bnn_ext.reference import words
 
@@ -306,8 +306,7 @@ def _conv2d_fused(
     *,
     tiles: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    operations = [STEPS.index(name) for name, _ in steps]
-    operands = [operand for _, operand in steps]
+    operations, operands = numbered(steps)
     results = torch.ops.bnn_ext.conv2d_fused.default(
         input,
         weight,

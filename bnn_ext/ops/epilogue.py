@@ -17,11 +17,35 @@ from bnn_ext.ops.checks import (
     check_tensor,
     check_vector,
 )
-from bnn_ext.reference import words
+from bnn_ext.reference import Step, words
 
-# A step of an epilogue: its name, and its operand for each output channel or for each output.
-Step = tuple[str, Tensor]
-STEPS = ("multiply", "add", "prelu", "maximum", "minimum")  # numbered as in epilogue_kernels.h
+# Numbered as in epilogue_kernels.h.
+STEPS = ("multiply", "add", "prelu", "maximum", "minimum", "multiply_add")
+
+
+def operand_count(name: str) -> int:
+    """How many operands the step of that name has."""
+    return 2 if name == "multiply_add" else 1
+
+
+def numbered(steps: Sequence[Step]) -> tuple[list[int], list[Tensor]]:
+    """The steps as operators take them: numbers, and the operands of all in a row."""
+    for name, *operands in steps:
+        if len(operands) != operand_count(name):
+            raise ValueError(
+                f"{name!r} in steps must have {operand_count(name)} operands, found {len(operands)}"
+            )
+    return [STEPS.index(step[0]) for step in steps], [x for step in steps for x in step[1:]]
+
+
+def named(operations: Sequence[int], operands: Sequence[Tensor]) -> list[Step]:
+    """The inverse of `numbered`."""
+    left = iter(operands)
+    steps: list[Step] = []
+    for name in (STEPS[number] for number in operations):
+        first = next(left)
+        steps.append((name, first) if operand_count(name) == 1 else (name, first, next(left)))
+    return steps
 
 
 def check_fused(
@@ -34,9 +58,18 @@ def check_fused(
 ) -> None:
     """Checks what finishes outputs of `shape`."""
     channels = shape[-1]
-    for name, operand in steps:
+    for name, *_ in steps:
         if name not in STEPS:
             raise ValueError(f"steps must be named {', '.join(STEPS)}, found {name!r}")
+    numbered(steps)
+    for name, *operands in steps:
+        if name == "multiply_add":
+            for role, operand in zip(("factor", "addend"), operands, strict=True):
+                what = f"the {role} of {name!r} in steps"
+                check_tensor(what, operand, (torch.float32,))
+                check_vector(what, operand, channels, torch.float32, device)
+            continue
+        (operand,) = operands
         what = f"the operand of {name!r} in steps"
         if isinstance(operand, Tensor) and operand.dim() == 1:
             check_vector(what, operand, channels, torch.float32, device)
@@ -93,8 +126,7 @@ def finish(
     flip: Tensor | None,
 ) -> list[Tensor]:
     """The epilogue in torch's own operators, for devices without a kernel for it."""
-    steps = [(STEPS[number], operand) for number, operand in zip(operations, operands, strict=True)]
-    y, _ = reference.finish(sums, steps, dtype or torch.float32, None, None)
+    y, _ = reference.finish(sums, named(operations, operands), dtype or torch.float32, None, None)
     assert y is not None
     results = [] if dtype is None else [y]
     if threshold is not None:

@@ -20,7 +20,7 @@ from bnn_ext.ops.checks import (
     check_tensor,
     check_vector,
 )
-from bnn_ext.ops.epilogue import STEPS, Step, check_fused, empty_results, finish, floats_and_bits
+from bnn_ext.ops.epilogue import Step, check_fused, empty_results, finish, floats_and_bits, numbered
 from bnn_ext.ops.packing import check_tiles
 from bnn_ext.reference import words
 
@@ -152,8 +152,7 @@ def _linear_fused(
     *,
     tiles: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    operations = [STEPS.index(name) for name, _ in steps]
-    operands = [operand for _, operand in steps]
+    operations, operands = numbered(steps)
     results = torch.ops.bnn_ext.linear_fused.default(
         input, weight, in_features, operations, operands, dtype, threshold, flip, tiles
     )
@@ -178,12 +177,14 @@ def linear_fused(
 
     - `("multiply", operand)`, `("add", operand)`: scales, biases, residual connections;
     - `("prelu", slope)`: `y if y > 0 else y * slope`;
-    - `("maximum", low)`, `("minimum", high)`: the bounds of a clip; NaN stays.
+    - `("maximum", low)`, `("minimum", high)`: the bounds of a clip; NaN stays;
+    - `("multiply_add", factor, addend)`: product and sum rounded once together, as torch's
+      BatchNorm in evaluation does on a CPU with fused multiply-add.
 
     Args:
         input, weight, in_features, tiles: as for `linear`.
-        steps: in this order. An operand is float32 `[out]`, or has the output's shape and is
-            float32, float16 or bfloat16.
+        steps: in this order. An operand is float32 `[out]` or, but for "multiply_add", has the
+            output's shape and is float32, float16 or bfloat16.
         dtype: of the floats: float32, float16 or bfloat16; None gives none.
         threshold: float32 `[out]` for the bits `y >= threshold`, of y as rounded to `dtype`; None
             gives none.

@@ -30,7 +30,8 @@ std::vector<const Kernels*> supported() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
   if (popcnt) levels.push_back(&kKernelsPopcnt);
-  if (popcnt && __builtin_cpu_supports("avx2") && has_f16c()) levels.push_back(&kKernelsAvx2);
+  const bool avx2 = popcnt && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && has_f16c()) levels.push_back(&kKernelsAvx2);
   if (avx512) levels.push_back(&kKernelsAvx512);
   if (avx512 && __builtin_cpu_supports("avx512vpopcntdq")) levels.push_back(&kKernelsAvx512Vpopcnt);
 #endif

@@ -163,7 +163,6 @@ std::vector<Tensor> dot_fused(const Dot& dot, std::vector<int64_t> shape,
                               const std::optional<Tensor>& threshold,
                               const std::optional<Tensor>& flip) {
   const int64_t channels = channels_of(dot);
-  STD_TORCH_CHECK(operations.size() == operands.size(), "operations and operands differ in number");
   STD_TORCH_CHECK(dtype || threshold, "dtype or threshold must be given");
   STD_TORCH_CHECK(threshold || !flip, "flip needs a threshold");
   const auto thresholds = checked_vector(threshold, "threshold", channels, ScalarType::Float);
@@ -174,23 +173,34 @@ std::vector<Tensor> dot_fused(const Dot& dot, std::vector<int64_t> shape,
 
   std::vector<std::vector<float>> vectors;  // these two keep the memory that `steps` points to
   std::vector<Tensor> maps;
+  const auto keep_vector = [&](const Tensor& operand) {
+    const Tensor vector = *checked_vector(operand, "operand", channels, ScalarType::Float);
+    vectors.push_back(padded(data<float>(vector), channels));
+    return vectors.back().data();
+  };
   std::vector<Operand> steps;
-  for (size_t i = 0; i < operations.size(); ++i) {
-    STD_TORCH_CHECK(0 <= operations[i] && operations[i] < kOperations, "unknown operation ",
-                    operations[i]);
-    Operand step = {static_cast<Operation>(operations[i]), nullptr, nullptr, FloatType::kFloat};
-    if (operands[i].dim() == 1) {
-      const Tensor vector = *checked_vector(operands[i], "operand", channels, ScalarType::Float);
-      vectors.push_back(padded(data<float>(vector), channels));
-      step.channels = vectors.back().data();
+  size_t used = 0;
+  for (const int64_t operation : operations) {
+    STD_TORCH_CHECK(0 <= operation && operation < kOperations, "unknown operation ", operation);
+    Operand step = {};
+    step.operation = static_cast<Operation>(operation);
+    const bool two = step.operation == Operation::kMultiplyAdd;
+    STD_TORCH_CHECK(used + (two ? 2 : 1) <= operands.size(), "operands are too few");
+    const Tensor& operand = operands[used++];
+    if (two) {
+      step.channels = keep_vector(operand);
+      step.addend = keep_vector(operands[used++]);
+    } else if (operand.dim() == 1) {
+      step.channels = keep_vector(operand);
     } else {
-      STD_TORCH_CHECK(shape_of(operands[i]) == shape, "operand must have the output's shape");
-      maps.push_back(checked(operands[i], "operand", operands[i].scalar_type()));
-      step.type = float_type(operands[i].scalar_type(), "operand");
+      STD_TORCH_CHECK(shape_of(operand) == shape, "operand must have the output's shape");
+      maps.push_back(checked(operand, "operand", operand.scalar_type()));
+      step.type = float_type(operand.scalar_type(), "operand");
       step.map = maps.back().const_data_ptr();
     }
     steps.push_back(step);
   }
+  STD_TORCH_CHECK(used == operands.size(), "operands are too many");
 
   Epilogue epilogue = {};
   epilogue.channels = channels;

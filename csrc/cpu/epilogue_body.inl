@@ -3,6 +3,7 @@
 // The level defines before, besides kLanes:
 //
 //   half_to_float(from, to), float_to_half(from, to)  kLanes values of IEEE half precision
+//   fused_multiply_add(y, factor, addend)  kLanes times y = y * factor + addend, rounded once
 
 typedef float FloatVector __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVector __attribute__((vector_size(kLanes * 4)));
@@ -107,6 +108,14 @@ void update(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Oper
   }
 }
 
+void multiply_add(const SumTile& tile, Row* rows, const Operand& operand) {
+  const float* factors = operand.channels + tile.first_channel;
+  const float* addends = operand.addend + tile.first_channel;
+  for (int64_t i = 0; i < tile.window_count; ++i)
+    for (int64_t lane = 0; lane < tile.channels; lane += kLanes)
+      fused_multiply_add(rows[i] + lane, factors + lane, addends + lane);
+}
+
 void apply(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Operand& operand) {
   const auto by = [&](auto function) { update(tile, rows, epilogue, operand, function); };
   switch (operand.operation) {
@@ -120,6 +129,8 @@ void apply(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Opera
       return by([](FloatVector y, FloatVector x) { return y < x ? x : y; });
     case Operation::kMinimum:
       return by([](FloatVector y, FloatVector x) { return y > x ? x : y; });
+    case Operation::kMultiplyAdd:
+      return multiply_add(tile, rows, operand);
   }
 }
 

@@ -10,18 +10,20 @@ enum class FloatType { kFloat, kHalf, kBFloat16 };
 // One elementwise operation on every value y, in float, rounded once. The numbers are those of
 // bnn_ext/ops/epilogue.py.
 enum class Operation : int64_t {
-  kMultiply = 0,  // y * operand
-  kAdd = 1,       // y + operand
-  kPrelu = 2,     // y > 0 ? y : y * operand
-  kMaximum = 3,   // y < operand ? operand : y, so that NaN stays
-  kMinimum = 4,   // y > operand ? operand : y
+  kMultiply = 0,     // y * operand
+  kAdd = 1,          // y + operand
+  kPrelu = 2,        // y > 0 ? y : y * operand
+  kMaximum = 3,      // y < operand ? operand : y, so that NaN stays
+  kMinimum = 4,      // y > operand ? operand : y
+  kMultiplyAdd = 5,  // y * operand + addend
 };
-constexpr int64_t kOperations = 5;
+constexpr int64_t kOperations = 6;
 
 // The operand is one value per output channel or, where `map` is not null, one per output.
 struct Operand {
   Operation operation;
   const float* channels;  // readable up to a multiple of kBlock
+  const float* addend;    // of kMultiplyAdd, which has no map: like `channels`
   const void* map;        // [positions, all channels] of `type`
   FloatType type;
 };

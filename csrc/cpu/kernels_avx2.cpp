@@ -5,7 +5,7 @@
 #include "cpu/kernels.h"
 #include "cpu/target.h"
 
-BNN_TARGET_BEGIN("avx2,f16c,popcnt")
+BNN_TARGET_BEGIN("avx2,fma,f16c,popcnt")
 namespace bnn_ext::cpu {
 namespace {
 
@@ -63,6 +63,10 @@ inline void half_to_float(const uint16_t* from, float* to) {
 inline void float_to_half(const float* from, uint16_t* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                    _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
+inline void fused_multiply_add(float* y, const float* factor, const float* addend) {
+  _mm256_storeu_ps(
+      y, _mm256_fmadd_ps(_mm256_loadu_ps(y), _mm256_loadu_ps(factor), _mm256_loadu_ps(addend)));
 }
 
 // Each uses what those before it define.

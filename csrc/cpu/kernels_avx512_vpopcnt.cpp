@@ -36,7 +36,7 @@ struct Count {
 
 // Each uses what those before it define.
 // clang-format off
-#include "cpu/half_avx512.inl"
+#include "cpu/float_avx512.inl"
 #include "cpu/dot_body.inl"
 #include "cpu/lanes_avx512.inl"
 #include "cpu/pack_body.inl"

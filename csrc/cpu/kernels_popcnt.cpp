@@ -45,7 +45,7 @@ struct Count {
 
 // Each uses what those before it define.
 // clang-format off
-#include "cpu/half_scalar.inl"
+#include "cpu/float_scalar.inl"
 #include "cpu/dot_body.inl"
 #include "cpu/lanes_scalar.inl"
 #include "cpu/pack_body.inl"

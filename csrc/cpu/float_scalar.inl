@@ -1,4 +1,5 @@
-// Half precision for the levels without an instruction for it; included inside their regions.
+// Half precision and the fused multiply-add of the levels without instructions for them; included
+// inside their regions.
 
 inline void half_to_float(const uint16_t* from, float* to) {
   using torch::headeronly::Half;
@@ -6,4 +7,8 @@ inline void half_to_float(const uint16_t* from, float* to) {
 }
 inline void float_to_half(const float* from, uint16_t* to) {
   for (int lane = 0; lane < kLanes; ++lane) to[lane] = torch::headeronly::Half(from[lane]).x;
+}
+inline void fused_multiply_add(float* y, const float* factor, const float* addend) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    y[lane] = __builtin_fmaf(y[lane], factor[lane], addend[lane]);
 }
