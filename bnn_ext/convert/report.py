@@ -36,9 +36,16 @@ class LayerReport:
 
 @dataclass
 class Report:
-    """Layer by layer what `convert` did; `print` it or read `layers`."""
+    """Layer by layer what `convert` did; `print` it or read `layers`.
+
+    Attributes:
+        layers: in the order of their first calls.
+        notes: what the conversion takes for granted, in words.
+        verification: the comparison with the model, if there was one.
+    """
 
     layers: list[LayerReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     verification: Verification | None = None
 
     @property
@@ -51,7 +58,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as the model file holds it (without the verification)."""
-        return {"layers": [asdict(layer) for layer in self.layers]}
+        return {"layers": [asdict(layer) for layer in self.layers], "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
@@ -61,7 +68,10 @@ class Report:
             for name, kind in get_type_hints(LayerReport).items():
                 if not isinstance(getattr(layer, name), kind):
                     raise TypeError(f"{name} must be {kind}, found {getattr(layer, name)!r}")
-        return cls(layers)
+        notes = data.get("notes", [])
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise TypeError(f"notes must be a list of strings, found {notes!r}")
+        return cls(layers, notes)
 
     def __str__(self) -> str:
         header = ("layer", "kind", "status", "bytes before", "after", "MACs", "why")
@@ -79,7 +89,7 @@ class Report:
         ]
         total = f"{self.bytes_before:,}", f"{self.bytes_after:,}"
         rows.append(("total", "", "", *total, "", ""))
-        lines = [format_table(header, rows, right=(3, 4, 5))]
+        lines = [format_table(header, rows, right=(3, 4, 5)), *self.notes]
         if self.verification is not None:
             lines.append(str(self.verification))
         return "\n".join(lines)

@@ -8,17 +8,11 @@ where. The comparison with that number gives the same bit as the chain, for ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from bnn_ext.reference import pack_bits
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_INCREASING = (nn.Hardtanh, nn.ReLU, nn.ReLU6)
-IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+from torch import Tensor
 
 Evaluate = Callable[[Tensor], Tensor]
 
@@ -28,44 +22,10 @@ class NotMonotoneError(ValueError):
 
 
 class Threshold(NamedTuple):
-    """`value >= threshold`, or `value <= threshold` where the packed flip bit is set.
+    """`value >= threshold` in a rising channel (bool), `value <= threshold` in another."""
 
-    Without a threshold it is the sign: `value >= 0`.
-    """
-
-    threshold: Tensor | None
-    flip: Tensor | None
-
-
-def direction(module: nn.Module, channels: int) -> Tensor | str:
-    """+1 or -1 for each channel in which the module never decreases or never increases.
-
-    Returns:
-        `[channels]`, or a sentence that says why the module is not such a function.
-    """
-    up = torch.ones(channels, device="cpu")
-    if isinstance(module, IDENTITIES + _INCREASING):
-        return up
-    if isinstance(module, nn.LeakyReLU):
-        return up if module.negative_slope >= 0 else "LeakyReLU has a negative slope"
-    if isinstance(module, nn.PReLU):
-        slopes = module.weight.detach()
-        if (slopes >= 0).all():
-            return up
-        worst = int((~(slopes >= 0)).nonzero()[0])
-        return f"PReLU has a negative slope ({slopes[worst]:.4g} in channel {worst})"
-    if isinstance(module, _BATCH_NORMS):
-        if module.num_features != channels:
-            return (
-                f"{type(module).__name__} normalizes {module.num_features} features, "
-                f"not the {channels} channels"
-            )
-        if module.running_mean is None:
-            return f"{type(module).__name__} keeps no running statistics, so each batch differs"
-        if module.weight is None:
-            return up
-        return torch.where(module.weight.detach().cpu() < 0, -1.0, 1.0)
-    return f"{type(module).__name__} is not known to be monotone in each channel"
+    threshold: Tensor
+    rising: Tensor
 
 
 def _switch(
@@ -117,10 +77,6 @@ def _comparison(evaluate: Evaluate, largest: int, channels: int) -> tuple[Tensor
     return integer, first & ~last, constant
 
 
-def _threshold(threshold: Tensor, flip: Tensor) -> Threshold:
-    return Threshold(threshold, pack_bits(flip) if bool(flip.any()) else None)
-
-
 def integer_threshold(evaluate: Evaluate, largest: int, channels: int) -> Threshold:
     """The threshold of a chain that starts at integer sums.
 
@@ -139,7 +95,7 @@ def integer_threshold(evaluate: Evaluate, largest: int, channels: int) -> Thresh
     threshold = torch.where(
         constant == 1, limits.min, torch.where(constant == 0, limits.max, integer)
     )
-    return _threshold(threshold.to(torch.int32), flip)
+    return Threshold(threshold.to(torch.int32), ~flip)
 
 
 def float_threshold(evaluate: Evaluate, channels: int) -> Threshold:
@@ -166,21 +122,4 @@ def float_threshold(evaluate: Evaluate, channels: int) -> Threshold:
     threshold = torch.where(
         constant == 1, -infinity, torch.where(constant == 0, infinity, value(order))
     )
-    return _threshold(threshold, flip)
-
-
-def minimum_channels(after_pool: Sequence[nn.Module], channels: int) -> Tensor | None:
-    """Where a max-pool must take the minimum of the bits instead: where what follows decreases.
-
-    sign(f(max(x))) is the maximum of sign(f(x)) for an increasing f and the minimum for a
-    decreasing one.
-
-    Returns:
-        Packed `[ceil(channels / 32)]`, or None if there is no such channel.
-    """
-    slope = torch.ones(channels, device="cpu")
-    for module in after_pool:
-        step = direction(module, channels)
-        assert isinstance(step, Tensor)  # checked when the module joined the chain
-        slope = slope * step
-    return pack_bits(slope < 0) if bool((slope < 0).any()) else None
+    return Threshold(threshold, ~flip)

@@ -20,7 +20,7 @@ from bnn_ext.nn.binary import scale_and_bias
 from bnn_ext.reference import words
 
 _Pair = tuple[int, int]
-_GEOMETRY = ("stride", "padding", "dilation", "groups", "pad_value")  # of a convolution
+GEOMETRY = ("stride", "padding", "dilation", "groups", "pad_value")  # of a convolution
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -62,10 +62,25 @@ class PackedLayer(nn.Module):
     def _derive(self) -> None:
         """Makes the buffers that follow from others, after construction and after loading."""
 
-    def _check(self, *batch_shape: int, dtype: torch.dtype = torch.int32) -> None:
-        """Runs on meta tensors: the operators find every argument that does not fit the others."""
+    def _check(
+        self,
+        input: Sequence[int],
+        others: Sequence[Sequence[int]] = (),
+        dtype: torch.dtype = torch.int32,
+    ) -> None:
+        """Runs on meta tensors: the operators find every argument that does not fit the others.
+
+        Args:
+            input: shape of the first input.
+            others: shapes of further ones, of float32.
+            dtype: of the first input.
+        """
         buffers = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
-        functional_call(self, buffers, torch.empty(batch_shape, dtype=dtype, device="meta"))
+        inputs = (
+            torch.empty(input, dtype=dtype, device="meta"),
+            *(torch.empty(shape, device="meta") for shape in others),
+        )
+        functional_call(self, buffers, inputs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -87,7 +102,7 @@ def _check_bool(name: str, value: bool) -> None:
         raise TypeError(f"{name} must be a bool, found {type(value).__name__}")
 
 
-def _window(kernel_size: Sequence[int], dilation: Sequence[int]) -> _Pair:
+def window(kernel_size: Sequence[int], dilation: Sequence[int]) -> _Pair:
     """Height and width that a window spans."""
     vertical, horizontal = ((k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True))
     return vertical, horizontal
@@ -117,7 +132,7 @@ class Pack(PackedLayer):
         self.register_buffer("threshold", threshold)
         self.register_buffer("flip", flip)
         channels = 1 if threshold is None else threshold.shape[0]
-        self._check(1, channels, *([1, 1] if is_map else []), dtype=torch.float32)
+        self._check((1, channels, *([1, 1] if is_map else [])), dtype=torch.float32)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.is_map:
@@ -157,7 +172,7 @@ class _PackedProduct(PackedLayer):
         self.register_buffer("flip", flip)
 
 
-def _float_dtype(name: str) -> torch.dtype:
+def float_dtype(name: str) -> torch.dtype:
     choices = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if name not in choices:
         raise ValueError(f"dtype must be one of {', '.join(choices)}, found {name!r}")
@@ -192,10 +207,10 @@ class PackedLinear(_PackedProduct):
     ) -> None:
         super().__init__(weight, scale, bias, threshold, flip)
         self.dtype = dtype
-        self.float_dtype = _float_dtype(dtype)
+        self.float_dtype = float_dtype(dtype)
         self.in_features = in_features
         self._derive()
-        self._check(1, words(in_features))
+        self._check((1, words(in_features)))
 
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight), persistent=False)
@@ -231,7 +246,7 @@ class PackedConv2d(_PackedProduct):
         scale, bias, threshold, flip, dtype: as for `PackedLinear`.
     """
 
-    attribute_names = ("in_channels", *_GEOMETRY, "channels_last", "dtype")
+    attribute_names = ("in_channels", *GEOMETRY, "channels_last", "dtype")
 
     def __init__(
         self,
@@ -251,7 +266,7 @@ class PackedConv2d(_PackedProduct):
     ) -> None:
         super().__init__(weight, scale, bias, threshold, flip)
         self.dtype = dtype
-        self.float_dtype = _float_dtype(dtype)
+        self.float_dtype = float_dtype(dtype)
         _check_bool("channels_last", channels_last)
         self.in_channels = in_channels
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
@@ -259,7 +274,7 @@ class PackedConv2d(_PackedProduct):
         self.pad_value = pad_value
         self.channels_last = channels_last
         self._derive()
-        self._check(1, *_window(weight.shape[1:3], dilation), words(in_channels))
+        self._check((1, *window(weight.shape[1:3], dilation), words(in_channels)))
 
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight, self.groups), persistent=False)
@@ -311,7 +326,7 @@ class PackedMaxPool2d(PackedLayer):
         self.ceil_mode = ceil_mode
         self.register_buffer("minimum", minimum)
         channel_words = 1 if minimum is None else minimum.shape[0]
-        self._check(1, *_window(self.kernel_size, self.dilation), channel_words)
+        self._check((1, *window(self.kernel_size, self.dilation), channel_words))
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.max_pool2d(
@@ -333,10 +348,32 @@ class PackedFlatten(PackedLayer):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self._check(1, 1, 1, words(channels))
+        self._check((1, 1, 1, words(channels)))
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.flatten(input, self.channels)
+
+
+class SelectChannels(PackedLayer):
+    """Chosen channels of packed values side by side; see `bnn_ext.ops.select_channels`.
+
+    Shape: inputs packed `[..., ceil(channels[i] / 32)]`, output packed `[..., ceil(C / 32)]`.
+
+    Args:
+        channels: number of channels of each input.
+        index: int32 `[C]`: channel j of the result is channel index[j] of all inputs in a row.
+    """
+
+    attribute_names = ("channels",)
+    index: Tensor
+
+    def __init__(self, channels: Sequence[int], index: Tensor) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.register_buffer("index", index)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return ops.select_channels(inputs, self.channels, self.index)
 
 
 class _BinaryWeight(PackedLayer):
@@ -360,7 +397,7 @@ class _BinaryWeight(PackedLayer):
                     f"found {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
         self.dtype = dtype
-        self.float_dtype = _float_dtype(dtype)
+        self.float_dtype = float_dtype(dtype)
         self.fan_in = fan_in
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
@@ -398,7 +435,7 @@ class BinaryWeightLinear(_BinaryWeight):
         dtype: str = "float32",
     ) -> None:
         super().__init__(weight, fan_in, scale, bias, dtype)
-        self._check(1, fan_in, dtype=self.float_dtype)
+        self._check((1, fan_in), dtype=self.float_dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         return scale_and_bias(F.linear(input, self.signs), self.scale, self.bias, spatial_dims=0)
@@ -416,7 +453,7 @@ class BinaryWeightConv2d(_BinaryWeight):
         scale, bias, dtype: as for `BinaryWeightLinear`.
     """
 
-    attribute_names = ("fan_in", *_GEOMETRY, "channels_last", "dtype")
+    attribute_names = ("fan_in", *GEOMETRY, "channels_last", "dtype")
 
     def __init__(
         self,
@@ -446,7 +483,7 @@ class BinaryWeightConv2d(_BinaryWeight):
     def _check_geometry(self) -> None:
         """Asks the packed convolution, since torch checks little on meta tensors."""
         channels = self.fan_in * self.groups
-        size = _window(self.weight.shape[1:3], self.dilation)
+        size = window(self.weight.shape[1:3], self.dilation)
         ops.conv2d(
             torch.empty((1, *size, words(channels)), dtype=torch.int32, device="meta"),
             self.weight.to("meta"),
@@ -498,7 +535,7 @@ class RealInputLinear(_PackedProduct):
         super().__init__(weight, scale, bias, threshold, flip)
         self.in_features = in_features
         self._derive()
-        self._check(1, in_features, dtype=torch.float32)
+        self._check((1, in_features), dtype=torch.float32)
 
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight), persistent=False)
@@ -527,7 +564,7 @@ class RealInputConv2d(_PackedProduct):
         scale, bias, threshold, flip: as for `RealInputLinear`.
     """
 
-    attribute_names = ("in_channels", *_GEOMETRY, "channels_last")
+    attribute_names = ("in_channels", *GEOMETRY, "channels_last")
 
     def __init__(
         self,
@@ -552,8 +589,8 @@ class RealInputConv2d(_PackedProduct):
         self.pad_value = pad_value
         self.channels_last = channels_last
         self._derive()
-        size = _window(weight.shape[1:3], dilation)
-        self._check(1, in_channels, *size, dtype=torch.float32)
+        size = window(weight.shape[1:3], dilation)
+        self._check((1, in_channels, *size), dtype=torch.float32)
 
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight, self.groups), persistent=False)

@@ -1,0 +1,191 @@
+"""What follows a layer channel by channel joins it: scale, bias, BatchNorm, residual, activation.
+
+Such calls become the steps of a `finish`, which the layer's kernel applies to its sums before they
+leave the registers. A call joins only if the step gives the same float as the call, bit for bit, on
+probes; so the network stays exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from bnn_ext.convert import ir
+from bnn_ext.convert.ir import aten
+
+
+class Step(NamedTuple):
+    """A step of `bnn_ext.ops.conv2d_fused`: operands are constants [C] or one node."""
+
+    operation: str
+    operands: tuple[Tensor | Node, ...]
+
+
+def join_finishes(graph: Graph) -> None:
+    """Rewrites the graph in place."""
+    for node in list(graph.nodes):
+        if _is_start(node):
+            _grow(graph, node)
+    graph.eliminate_dead_code()
+
+
+def _is_start(node: Node) -> bool:
+    """Whether the node gives float32 maps or rows that nothing has joined yet.
+
+    Behind a product the steps join its kernel, behind any other call one pass over memory.
+    """
+    shape = node.meta.get("shape", ())
+    return (
+        node.op == "call_function"
+        and node.target not in (ir.sign, ir.compare, ir.pool)
+        and len(shape) in (2, 4)
+        and node.meta["dtype"] == torch.float32
+        and bool(node.users)
+    )
+
+
+def _grow(graph: Graph, start: Node) -> None:
+    """Takes the calls behind the node in, one after the other."""
+    steps: list[Step] = []
+    absorbed: list[Node] = []
+    end = start
+    while len(end.users) == 1:
+        (user,) = end.users
+        found = _steps(user, end)
+        if found is None:
+            break
+        steps += found
+        absorbed.append(user)
+        end = user
+    if not steps:
+        return
+    with graph.inserting_before(end):
+        operands = [
+            ir.constant(graph, operand, end) if isinstance(operand, Tensor) else operand
+            for step in steps
+            for operand in step.operands
+        ]
+        operations = tuple(step.operation for step in steps)
+        joined = ir.call(
+            graph, ir.finish, (start, operations, *operands), end, absorbed=tuple(absorbed)
+        )
+    ir.replace(end, joined)
+    graph.eliminate_dead_code()
+
+
+def _steps(node: Node, input: Node) -> list[Step] | None:
+    """The call as steps on its input, None if it cannot be."""
+    if node.op != "call_function" or node.meta.get("shape") != input.meta["shape"]:
+        return None
+    if node.meta["dtype"] != torch.float32:
+        return None
+    variables = [n for n in node.all_input_nodes if ir.is_variable(n)]
+    if variables != [input]:
+        other = _other_summand(node, input, variables)
+        return None if other is None else [Step("add", (other,))]
+    channels = node.meta["shape"][1]
+    for steps in _candidates(node, input, channels):
+        if _same(node, input, steps):
+            return steps
+    return None
+
+
+def _other_summand(node: Node, input: Node, variables: list[Node]) -> Node | None:
+    """The second summand of a plain sum of two maps or rows."""
+    if not ir.calls(node, aten.add.Tensor) or node.kwargs.get("alpha", 1) != 1:
+        return None
+    if len(variables) != 2:
+        return None
+    (other,) = (n for n in variables if n is not input)
+    same = other.meta.get("shape") == input.meta["shape"]
+    return other if same and other.meta["dtype"] == torch.float32 else None
+
+
+def _candidates(node: Node, input: Node, channels: int) -> Iterator[list[Step]]:
+    """Steps that might be the call."""
+    target, args = node.target, node.args
+
+    def vector(value: object) -> Tensor | None:
+        """A number or constant as one float per channel."""
+        if isinstance(value, (int, float)):
+            return torch.full((channels,), float(value), device=node.meta["device"])
+        tensor = ir.tensor_of(value)
+        if tensor is None or tensor.numel() not in (1, channels):
+            return None
+        return tensor.flatten().float().expand(channels).contiguous()
+
+    def one(operation: str, value: object) -> Iterator[list[Step]]:
+        values = vector(value)
+        if values is not None:
+            yield [Step(operation, (values,))]
+
+    if target in (aten.mul.Tensor, aten.add.Tensor, aten.mul.Scalar, aten.add.Scalar):
+        operation = "multiply" if target in (aten.mul.Tensor, aten.mul.Scalar) else "add"
+        yield from one(operation, args[1] if args[0] is input else args[0])
+    elif target in (aten.sub.Tensor, aten.sub.Scalar) and args[0] is input:
+        values = vector(args[1])
+        if values is not None:
+            yield [Step("add", (-values,))]
+    elif target == aten.neg.default:
+        yield from one("multiply", -1.0)
+    elif target == aten.relu.default:
+        yield from one("maximum", 0.0)
+    elif target in (aten.hardtanh.default, aten.clamp.default):
+        low = ir.argument(node, 1, "min_val", ir.argument(node, 1, "min", None))
+        high = ir.argument(node, 2, "max_val", ir.argument(node, 2, "max", None))
+        if target == aten.hardtanh.default:
+            low, high = -1.0 if low is None else low, 1.0 if high is None else high
+        steps = []
+        for operation, limit in (("maximum", low), ("minimum", high)):
+            if limit is not None:
+                values = vector(limit)
+                if values is None:
+                    return
+                steps.append(Step(operation, (values,)))
+        yield steps
+    elif target == aten.leaky_relu.default:
+        yield from one("prelu", ir.argument(node, 1, "negative_slope", 0.01))
+    elif target == aten.prelu.default:
+        yield from one("prelu", args[1])
+    elif target == aten.batch_norm.default and not args[5] and args[3] is not None:
+        yield from _batch_norm(node)
+
+
+def _batch_norm(node: Node) -> Iterator[list[Step]]:
+    """torch's way: `x * factor + addend`, rounded once where the CPU has such an instruction."""
+    weight, bias, mean, variance = (ir.tensor_of(value) for value in node.args[1:5])
+    assert mean is not None and variance is not None
+    eps = node.args[7]
+    weight = torch.ones_like(mean) if weight is None else weight
+    bias = torch.zeros_like(mean) if bias is None else bias
+    for inverse in (torch.rsqrt(variance + eps), 1 / torch.sqrt(variance + eps)):
+        factor = weight * inverse
+        fused = torch.addcmul(bias.double(), mean.double(), factor.double(), value=-1).float()
+        yield [Step("multiply_add", (factor, fused))]
+        addend = bias - mean * factor
+        yield [Step("multiply_add", (factor, addend))]
+        yield [Step("multiply", (factor,)), Step("add", (addend,))]
+
+
+@torch.no_grad()
+def _same(node: Node, input: Node, steps: list[Step]) -> bool:
+    """Whether the steps give what the call gives, bit for bit, on probes in its own shape."""
+    shape = (2, *input.meta["shape"][1:2], *[8] * (len(input.meta["shape"]) - 2))
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(shape, generator=generator) * torch.logspace(-3, 3, shape[1])[
+        torch.randperm(shape[1], generator=generator)
+    ].view(-1, *[1] * (len(shape) - 2))
+    integers = torch.randint(-4096, 4097, shape, generator=generator).float()
+    probes = torch.cat([probes, integers, torch.zeros(shape)]).to(input.meta["device"])
+    known = {n: n.meta["tensor"] for n in node.all_input_nodes if not ir.is_variable(n)}
+    known[input] = probes
+    expected = ir.compute(node, known)
+    operands = [operand for step in steps for operand in step.operands]
+    found = ir.finish(probes, [step.operation for step in steps], *operands)  # type: ignore[arg-type]
+    return bool(torch.equal(expected, found)) and bool(
+        (expected.signbit() == found.signbit()).all()
+    )

@@ -1,0 +1,162 @@
+"""Calls of torch inside a converted network: what is not binary stays as the model computed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnn_ext.nn.packed import PackedLayer
+
+# Operators that a network may call: functions of their arguments, and of nothing else. A file can
+# name no others.
+_NAMES = frozenset(
+    """
+    _adaptive_avg_pool2d.default _log_softmax.default _softmax.default _to_copy.default abs.default
+    add.Scalar add.Tensor addcmul.default addmm.default amax.default argmax.default
+    avg_pool1d.default avg_pool2d.default avg_pool3d.default batch_norm.default bmm.default
+    cat.default celu.default channel_shuffle.default clamp.default clamp_max.default
+    clamp_min.default constant_pad_nd.default convolution.default copysign.Tensor cumsum.default
+    div.Scalar div.Tensor elu.default eq.Scalar eq.Tensor erf.default exp.default expand.default
+    flatten.using_ints flip.default floor.default ge.Scalar ge.Tensor gelu.default gt.Scalar
+    gt.Tensor hardsigmoid.default hardswish.default hardtanh.default index_select.default
+    le.Scalar le.Tensor leaky_relu.default linear.default log.default logical_and.default
+    logical_not.default logical_or.default lt.Scalar lt.Tensor max_pool2d.default
+    max_pool3d_with_indices.default maximum.default mean.default mean.dim minimum.default mish.default
+    mm.default mul.Scalar mul.Tensor native_group_norm.default native_layer_norm.default ne.Scalar
+    ne.Tensor neg.default permute.default pixel_shuffle.default pow.Scalar
+    pow.Tensor_Scalar pow.Tensor_Tensor prelu.default reciprocal.default
+    reflection_pad2d.default relu.default relu6.default replication_pad2d.default reshape.default
+    roll.default round.default rsqrt.default rsub.Scalar rsub.Tensor select.int sgn.default
+    sigmoid.default sign.default silu.default slice.Tensor softplus.default split.Tensor
+    split_with_sizes.default sqrt.default squeeze.default squeeze.dim stack.default sub.Scalar
+    sub.Tensor sum.dim_IntList t.default tanh.default threshold.default transpose.int
+    unsqueeze.default upsample_bilinear2d.vec upsample_nearest2d.vec where.ScalarOther
+    where.ScalarSelf where.self full_like.default ones_like.default zeros_like.default
+    """.split()
+)
+_ITEM = "getitem"  # of a call with several results
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    )
+}
+
+
+def call_name(target: Callable[..., Any]) -> str:
+    """The name by which `TorchCall` knows an operator."""
+    if getattr(target, "__name__", "") == _ITEM:
+        return _ITEM
+    schema = target._schema  # type: ignore[attr-defined]
+    return f"{schema.name.removeprefix('aten::')}.{schema.overload_name or 'default'}"
+
+
+def to_json(value: Any) -> Any:
+    """An argument that is no tensor, as JSON can hold it."""
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"arguments must be plain values, found {value!r}")
+
+
+class TorchCall(PackedLayer):
+    """One call of a torch operator, with its arguments.
+
+    Args:
+        operator: its name and overload, like "mean.dim"; "getitem" takes one of several results.
+        arguments: in order: plain values, lists of them, `{"input": i}` for the call's i-th input,
+            `{"tensor": name}` for a buffer, `{"dtype": "float32"}`.
+        keywords: further arguments by name.
+        tensors: the buffers.
+
+    Raises:
+        ValueError: the operator is not one of those that networks may call.
+    """
+
+    attribute_names = ("operator", "arguments", "keywords")
+
+    def __init__(
+        self,
+        operator: str,
+        arguments: list[Any] | tuple[Any, ...],
+        keywords: dict[str, Any] | None = None,
+        **tensors: Tensor,
+    ) -> None:
+        super().__init__()
+        self.operator = operator
+        self.arguments = list(arguments)
+        self.keywords = dict(keywords or {})
+        self._function = _function(operator)
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def extra_repr(self) -> str:
+        return self.operator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_function"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._function = _function(self.operator)
+
+    def forward(self, *inputs: Any) -> Any:
+        arguments = [self._filled(value, inputs) for value in self.arguments]
+        keywords = {key: self._filled(value, inputs) for key, value in self.keywords.items()}
+        return self._function(*arguments, **keywords)
+
+    def _filled(self, value: Any, inputs: tuple[Any, ...]) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._filled(item, inputs) for item in value]
+        if not isinstance(value, dict):
+            return value
+        ((kind, which),) = value.items()
+        if kind == "input":
+            return inputs[which]
+        return self._buffers[which] if kind == "tensor" else _DTYPES[which]
+
+
+def _function(name: str) -> Callable[..., Any]:
+    if name == _ITEM:
+        return lambda values, index: values[index]
+    if name not in _NAMES:
+        raise ValueError(f"operator must be one that networks may call, found {name!r}")
+    packet, overload = name.split(".")
+    function: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
+    return function
+
+
+class ToFormat(PackedLayer):
+    """A map in the memory format asked for; no copy where it has it.
+
+    Args:
+        channels_last: whether that is torch.channels_last.
+    """
+
+    attribute_names = ("channels_last",)
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        if not isinstance(channels_last, bool):
+            raise TypeError(f"channels_last must be a bool, found {type(channels_last).__name__}")
+        self.channels_last = channels_last
+
+    def forward(self, input: Tensor) -> Tensor:
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        strides = torch.empty_like(input, memory_format=memory).stride()
+        # Not contiguous(), which leaves the strides of dimensions of size 1; torch looks at them.
+        return input if input.stride() == strides else input.clone(memory_format=memory)
