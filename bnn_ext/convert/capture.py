@@ -144,6 +144,10 @@ class _Recorder(TorchDispatchMode):
         self._alive: list[Tensor] = []  # memory that is freed would be given out again
         self._modules: list[tuple[str, str]] = [("", type(model).__name__)]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it would import torch's compiler, which takes seconds
+
     # --- where we are -----------------------------------------------------------------------------
 
     @contextmanager
