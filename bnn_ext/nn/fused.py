@@ -7,15 +7,15 @@ A step is one of `bnn_ext.ops.STEPS` with its operands, which are buffers of the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnn_ext import ops
-from bnn_ext.nn.packed import GEOMETRY, PackedLayer, float_dtype, window
+from bnn_ext.nn.packed import GEOMETRY, PackedLayer, float_dtype, geometry, window
 from bnn_ext.reference import words
 
-Results = Tensor | tuple[Tensor, ...]
 _Pair = tuple[int, int]
 
 RESIDUAL = "residual"
@@ -62,38 +62,28 @@ class _Fused(PackedLayer):
         """How many further inputs there are."""
         return self.operations.count(RESIDUAL)
 
-    def steps(self, residuals: Sequence[Tensor]) -> list[ops.Step]:
-        """The steps as the operators take them, channels of all operands last."""
-        steps: list[ops.Step] = []
+    def _end(self, residuals: Sequence[Any]) -> dict[str, Any]:
+        """The arguments that make floats and bits of the sums."""
+        steps: list[tuple[Any, ...]] = []
         given, count = iter(residuals), 0
         for operation in self.operations:
             if operation == RESIDUAL:
-                steps.append(("add", channels_last(next(given))))
+                steps.append(("add", next(given)))
                 continue
             own = [getattr(self, f"operand_{count + i}") for i in range(_operands(operation))]
             count += len(own)
             steps.append((operation, *own))
-        return steps
-
-    def results(self, floats: Tensor | None, bits: Tensor | None) -> Results:
-        """What the layer gives, of what an operator gave."""
-        if floats is not None and floats.dim() == 4:
-            floats = floats.permute(0, 3, 1, 2)
-        if floats is None or bits is None:
-            only = bits if floats is None else floats
-            assert only is not None
-            return only
-        return floats, bits
+        return {
+            "steps": steps,
+            "dtype": self.float_dtype if self.floats else None,
+            "threshold": self.threshold,
+            "flip": self.flip,
+        }
 
 
 def _operands(operation: str) -> int:
     """Buffers of an operation."""
     return {RESIDUAL: 0, "multiply_add": 2}.get(operation, 1)
-
-
-def channels_last(values: Tensor) -> Tensor:
-    """A map `[N, C, H, W]` as `[N, H, W, C]`; rows as they are."""
-    return values.permute(0, 2, 3, 1) if values.dim() == 4 else values
 
 
 class FusedLinear(_Fused):
@@ -136,18 +126,9 @@ class FusedLinear(_Fused):
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight), persistent=False)
 
-    def forward(self, input: Tensor, *residuals: Tensor) -> Results:
-        floats, bits = ops.linear_fused(
-            input,
-            self.weight,
-            self.in_features,
-            self.steps(residuals),
-            self.float_dtype if self.floats else None,
-            self.threshold,
-            self.flip,
-            tiles=self.tiles,
-        )
-        return self.results(floats, bits)
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        arguments = {"input": inputs[0], "weight": self.weight, "in_features": self.in_features}
+        return "linear_fused", arguments | self._end(inputs[1:]) | {"tiles": self.tiles}
 
 
 class FusedConv2d(_Fused):
@@ -184,6 +165,8 @@ class FusedConv2d(_Fused):
         **operands: Tensor,
     ) -> None:
         super().__init__(operations, floats, dtype, threshold, flip, operands)
+        self.map_inputs = range(1, 1 + self.residuals)
+        self.gives_map = True
         self.in_channels = in_channels
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups = groups
@@ -197,23 +180,10 @@ class FusedConv2d(_Fused):
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight, self.groups), persistent=False)
 
-    def forward(self, input: Tensor, *residuals: Tensor) -> Results:
-        floats, bits = ops.conv2d_fused(
-            input,
-            self.weight,
-            self.in_channels,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.pad_value,
-            steps=self.steps(residuals),
-            dtype=self.float_dtype if self.floats else None,
-            threshold=self.threshold,
-            flip=self.flip,
-            tiles=self.tiles,
-        )
-        return self.results(floats, bits)
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        arguments = {"input": inputs[0], "weight": self.weight, "in_channels": self.in_channels}
+        arguments |= geometry(self) | self._end(inputs[1:]) | {"tiles": self.tiles}
+        return "conv2d_fused", arguments
 
 
 class Elementwise(_Fused):
@@ -241,17 +211,11 @@ class Elementwise(_Fused):
         super().__init__(operations, floats, "float32", threshold, flip, operands)
         if not isinstance(is_map, bool):
             raise TypeError(f"is_map must be a bool, found {type(is_map).__name__}")
-        self.is_map = is_map
+        self.is_map = self.gives_map = is_map
+        self.map_inputs = range(1 + self.residuals) if is_map else ()
         vectors = [t for name, t in self.tensors().items() if name != "flip"]
         shape = (1, vectors[0].shape[0] if vectors else 1, *[1] * (2 * is_map))
         self._check(shape, [shape] * self.residuals, dtype=torch.float32)
 
-    def forward(self, input: Tensor, *residuals: Tensor) -> Results:
-        floats, bits = ops.elementwise(
-            channels_last(input) if self.is_map else input,
-            self.steps(residuals),
-            self.float_dtype if self.floats else None,
-            self.threshold,
-            self.flip,
-        )
-        return self.results(floats, bits)
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        return "elementwise", {"input": inputs[0]} | self._end(inputs[1:])

@@ -7,7 +7,7 @@ back through `tensors()` and `attributes()`: that is what a model file holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -30,17 +30,44 @@ def is_channels_last(tensor: Tensor) -> bool:
     return tensor.stride() == torch.empty_like(tensor, memory_format=torch.channels_last).stride()
 
 
-def _as_map(nhwc: Tensor, channels_last: bool) -> Tensor:
-    """`[N, H, W, C]` to `[N, C, H, W]` in the memory format asked for."""
-    nchw = nhwc.permute(0, 3, 1, 2)
-    # clone, since contiguous() leaves the strides of dimensions of size 1, which torch looks at.
-    return nchw if channels_last else nchw.clone(memory_format=torch.contiguous_format)
+def _contiguous(map: Tensor) -> Tensor:
+    # Not contiguous(), which leaves the strides of dimensions of size 1; torch looks at them.
+    return map.clone(memory_format=torch.contiguous_format)
 
 
 class PackedLayer(nn.Module):
     """What all packed layers share: tensors as buffers, everything else as JSON attributes."""
 
     attribute_names: tuple[str, ...] = ()
+
+    # The operators have channels last: which inputs and whether the floats that come out are real
+    # maps, which in torch are [N, C, H, W].
+    map_inputs: Collection[int] = ()
+    gives_map = False
+
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        """The operator that does the layer's work, and its arguments by name.
+
+        Args:
+            inputs: tensors, or names that stand for them in a `bnn_ext.ops.Sequence`. Real maps
+                are `[N, H, W, C]`.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        given = [
+            x.permute(0, 2, 3, 1) if i in self.map_inputs else x for i, x in enumerate(inputs)
+        ]
+        operator, arguments = self.call(given)
+        results = getattr(ops, operator)(**arguments)
+        if isinstance(results, Tensor):
+            return results.permute(0, 3, 1, 2) if self.gives_map else results
+        floats, bits = results
+        if floats is not None and self.gives_map:
+            floats = floats.permute(0, 3, 1, 2)
+        if floats is None or bits is None:
+            return bits if floats is None else floats
+        return floats, bits
 
     def attributes(self) -> dict[str, Any]:
         """The constructor's arguments that are not tensors, as JSON can hold them."""
@@ -102,6 +129,18 @@ def _check_bool(name: str, value: bool) -> None:
         raise TypeError(f"{name} must be a bool, found {type(value).__name__}")
 
 
+def geometry(layer: Any) -> dict[str, Any]:
+    """The arguments of a convolution that its layer has as attributes."""
+    return {name: getattr(layer, name) for name in GEOMETRY}
+
+
+def in_format(output: Tensor, layer: Any) -> Tensor:
+    """Floats of a convolution in the layer's memory format; bits as they are."""
+    if layer.threshold is not None or layer.channels_last:
+        return output
+    return _contiguous(output)
+
+
 def window(kernel_size: Sequence[int], dilation: Sequence[int]) -> _Pair:
     """Height and width that a window spans."""
     vertical, horizontal = ((k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True))
@@ -129,17 +168,21 @@ class Pack(PackedLayer):
         super().__init__()
         _check_bool("is_map", is_map)
         self.is_map = is_map
+        self.map_inputs = (0,) if is_map else ()
         self.register_buffer("threshold", threshold)
         self.register_buffer("flip", flip)
         channels = 1 if threshold is None else threshold.shape[0]
         self._check((1, channels, *([1, 1] if is_map else [])), dtype=torch.float32)
 
-    def forward(self, input: Tensor) -> Tensor:
-        if self.is_map:
-            if input.dim() != 4:
-                raise ValueError(f"input must be [N, C, H, W], found shape {tuple(input.shape)}")
-            input = input.permute(0, 2, 3, 1)
-        return ops.pack(input, self.threshold, self.flip)
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        return "pack", {"input": inputs[0], "threshold": self.threshold, "flip": self.flip}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (input,) = inputs
+        if self.is_map and input.dim() != 4:
+            raise ValueError(f"input must be [N, C, H, W], found shape {tuple(input.shape)}")
+        bits: Tensor = super().forward(input)
+        return bits
 
 
 class _PackedProduct(PackedLayer):
@@ -170,6 +213,12 @@ class _PackedProduct(PackedLayer):
         self.register_buffer("bias", bias)
         self.register_buffer("threshold", threshold)
         self.register_buffer("flip", flip)
+
+    def _end(self) -> dict[str, Any]:
+        """The arguments that make bits or floats of the sums."""
+        if self.threshold is not None:
+            return {"threshold": self.threshold, "flip": self.flip, "tiles": self.tiles}
+        return {"scale": self.scale, "bias": self.bias, "tiles": self.tiles}
 
 
 def float_dtype(name: str) -> torch.dtype:
@@ -215,20 +264,11 @@ class PackedLinear(_PackedProduct):
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight), persistent=False)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        arguments = {"input": inputs[0], "weight": self.weight, "in_features": self.in_features}
         if self.threshold is not None:
-            return ops.linear_bits(
-                input, self.weight, self.in_features, self.threshold, self.flip, tiles=self.tiles
-            )
-        return ops.linear_float(
-            input,
-            self.weight,
-            self.in_features,
-            self.scale,
-            self.bias,
-            self.float_dtype,
-            tiles=self.tiles,
-        )
+            return "linear_bits", arguments | self._end()
+        return "linear_float", arguments | self._end() | {"dtype": self.float_dtype}
 
 
 class PackedConv2d(_PackedProduct):
@@ -279,29 +319,19 @@ class PackedConv2d(_PackedProduct):
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight, self.groups), persistent=False)
 
-    def forward(self, input: Tensor) -> Tensor:
-        geometry = (self.stride, self.padding, self.dilation, self.groups, self.pad_value)
+    @property
+    def gives_map(self) -> bool:  # type: ignore[override]
+        return self.threshold is None
+
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        arguments = {"input": inputs[0], "weight": self.weight, "in_channels": self.in_channels}
+        arguments |= geometry(self) | self._end()
         if self.threshold is not None:
-            return ops.conv2d_bits(
-                input,
-                self.weight,
-                self.in_channels,
-                *geometry,
-                threshold=self.threshold,
-                flip=self.flip,
-                tiles=self.tiles,
-            )
-        out = ops.conv2d_float(
-            input,
-            self.weight,
-            self.in_channels,
-            *geometry,
-            self.scale,
-            self.bias,
-            self.float_dtype,
-            tiles=self.tiles,
-        )
-        return _as_map(out, self.channels_last)
+            return "conv2d_bits", arguments
+        return "conv2d_float", arguments | {"dtype": self.float_dtype}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return in_format(super().forward(*inputs), self)
 
 
 class PackedMaxPool2d(PackedLayer):
@@ -328,16 +358,9 @@ class PackedMaxPool2d(PackedLayer):
         channel_words = 1 if minimum is None else minimum.shape[0]
         self._check((1, *window(self.kernel_size, self.dilation), channel_words))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return ops.max_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            self.minimum,
-        )
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        window = {name: getattr(self, name) for name in self.attribute_names}
+        return "max_pool2d", {"input": inputs[0], **window, "minimum": self.minimum}
 
 
 class PackedFlatten(PackedLayer):
@@ -350,8 +373,8 @@ class PackedFlatten(PackedLayer):
         self.channels = channels
         self._check((1, 1, 1, words(channels)))
 
-    def forward(self, input: Tensor) -> Tensor:
-        return ops.flatten(input, self.channels)
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        return "flatten", {"packed": inputs[0], "channels": self.channels}
 
 
 class SelectChannels(PackedLayer):
@@ -372,8 +395,9 @@ class SelectChannels(PackedLayer):
         self.channels = tuple(channels)
         self.register_buffer("index", index)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return ops.select_channels(inputs, self.channels, self.index)
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        arguments = {"inputs": list(inputs), "channels": self.channels, "index": self.index}
+        return "select_channels", arguments
 
 
 class _BinaryWeight(PackedLayer):
@@ -478,7 +502,8 @@ class BinaryWeightConv2d(_BinaryWeight):
         self._check_geometry()
 
     def _as_torch(self, signs: Tensor) -> Tensor:
-        return _as_map(signs, self.channels_last)
+        signs = signs.permute(0, 3, 1, 2)
+        return signs if self.channels_last else _contiguous(signs)
 
     def _check_geometry(self) -> None:
         """Asks the packed convolution, since torch checks little on meta tensors."""
@@ -540,14 +565,10 @@ class RealInputLinear(_PackedProduct):
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight), persistent=False)
 
-    def forward(self, input: Tensor) -> Tensor:
-        if self.threshold is not None:
-            return ops.binary_weight_linear_bits(
-                input, self.weight, self.in_features, self.threshold, self.flip, tiles=self.tiles
-            )
-        return ops.binary_weight_linear(
-            input, self.weight, self.in_features, self.scale, self.bias, tiles=self.tiles
-        )
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        arguments = {"input": inputs[0], "weight": self.weight, "in_features": self.in_features}
+        operator = "binary_weight_linear" + ("" if self.threshold is None else "_bits")
+        return operator, arguments | self._end()
 
 
 class RealInputConv2d(_PackedProduct):
@@ -595,25 +616,10 @@ class RealInputConv2d(_PackedProduct):
     def _derive(self) -> None:
         self.register_buffer("tiles", ops.tile_weight(self.weight, self.groups), persistent=False)
 
-    def forward(self, input: Tensor) -> Tensor:
-        geometry = (self.stride, self.padding, self.dilation, self.groups, self.pad_value)
-        if self.threshold is not None:
-            return ops.binary_weight_conv2d_bits(
-                input,
-                self.weight,
-                self.in_channels,
-                *geometry,
-                threshold=self.threshold,
-                flip=self.flip,
-                tiles=self.tiles,
-            )
-        out = ops.binary_weight_conv2d(
-            input,
-            self.weight,
-            self.in_channels,
-            *geometry,
-            self.scale,
-            self.bias,
-            tiles=self.tiles,
-        )
-        return _as_map(out.permute(0, 2, 3, 1), self.channels_last)
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        arguments = {"input": inputs[0], "weight": self.weight, "in_channels": self.in_channels}
+        operator = "binary_weight_conv2d" + ("" if self.threshold is None else "_bits")
+        return operator, arguments | geometry(self) | self._end()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return in_format(super().forward(*inputs), self)

@@ -42,7 +42,7 @@ def checked_by_kernel(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def runs_now(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a kernel will run on the CPU: nothing is traced or faked, no gradient is asked."""
-    input = args[0] if args else None
+    input = args[0] if args else kwargs.get("input")
     if isinstance(input, (tuple, list)) and input:
         input = input[0]
     if not isinstance(input, Tensor) or type(input) not in (Tensor, nn.Parameter):
