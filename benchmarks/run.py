@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import provenance
 import torch
+from parts import Part
 from peers import Missing, Peers
 from timing import Implementation, Timing, measure, read_bandwidths
 
@@ -57,11 +59,19 @@ class Run:
         self.options = options
         self.rows: list[dict[str, Any]] = []
         self.missing: list[dict[str, str]] = []
+        self.parts: list[dict[str, Any]] = []
         self.bandwidths = read_bandwidths()
         header = f"{'shape':<20}{'implementation':<32}{'output':<10}{'ms':>10}{'spread':>8}"
         print(f"{header}{'GMAC/s':>9}{'GB/s':>9}{'of peak':>9}{'bnn_ext is':>14}")
 
-    def compare(self, what: str, shape: str, ours: Sequence[Implementation], peers: Peers) -> None:
+    def compare(
+        self,
+        what: str,
+        shape: str,
+        ours: Sequence[Implementation],
+        peers: Peers,
+        alone: Sequence[Implementation] = (),
+    ) -> None:
         """Times ours, their limits and the peers together; names each peer that cannot run.
 
         Args:
@@ -69,6 +79,7 @@ class Run:
             shape: of its input; with `what` the name of the problem.
             ours: the table compares all others with the first of them.
             peers: by name, what prepares each, or raises what keeps it from running.
+            alone: pieces of the problem, timed with the others as parts of the first of ours.
         """
         limits = dict.fromkeys(i.limit for i in ours if i.limit)
         implementations = [*limits, *ours]
@@ -80,10 +91,12 @@ class Run:
                 missing[name] = str(reason)
             except ModuleNotFoundError as error:
                 missing[name] = f"{error.name} is not installed (pip install 'bnn_ext[bench]')"
-        timings = measure(implementations, self.options.rounds)
+        timings = measure([*implementations, *alone], self.options.rounds)
+        timings, of_pieces = timings[: len(implementations)], timings[len(implementations) :]
         fastest = {i: t.fastest for i, t in zip(implementations, timings, strict=True)}
 
-        our_rate = ours[0].work / timings[len(limits)].median
+        our_seconds = timings[len(limits)].median
+        our_rate = ours[0].work / our_seconds
         for implementation, timing in zip(implementations, timings, strict=True):
             threads = implementation.threads or self.options.threads
             limit = implementation if implementation in limits else implementation.limit
@@ -98,6 +111,40 @@ class Run:
         for name, reason in missing.items():
             self.missing.append({"what": what, "shape": shape, "impl": name, "reason": reason})
             print(f"{shape:<20}{name:<32}missing: {reason}")
+        pieces = [
+            Part("torch float32 alone", piece.name, 1, seconds, seconds / our_seconds)
+            for piece, (seconds, *_) in zip(alone, of_pieces, strict=True)
+        ]
+        self._add_parts(what, shape, pieces)
+
+    def divide(
+        self, what: str, shape: str, implementations: Mapping[str, Callable[[], Sequence[Part]]]
+    ) -> None:
+        """Notes where the time of each goes; what `compare` missed is missing here, too.
+
+        Args:
+            what, shape: name of the problem.
+            implementations: by name, what finds the parts of each.
+        """
+        for find_parts in implementations.values():
+            with contextlib.suppress(Missing, ModuleNotFoundError):
+                self._add_parts(what, shape, find_parts())
+
+    def _add_parts(self, what: str, shape: str, parts: Sequence[Part]) -> None:
+        for part in parts:
+            self.parts.append(
+                {
+                    "what": what,
+                    "shape": shape,
+                    "impl": part.implementation,
+                    "part": part.name,
+                    "count": part.count,
+                    "ms": round(1e3 * part.seconds, 6),
+                    "share": round(part.share, 4),
+                }
+            )
+            line = f"{shape:<20}{part.implementation:<20}{part.count:>4} x {part.name:<50}"
+            print(f"{line}{1e3 * part.seconds:>10.4f}{part.share:>8.1%}")
 
     def write(self, name: str) -> None:
         """Writes what was compared since the last `write` as `<results>/<cpu>/<name>.json`."""
@@ -118,10 +165,11 @@ class Run:
             "read_gbytes_per_s": self.bandwidths,
             "missing": self.missing,
             "rows": self.rows,
+            "parts": self.parts,
         }
         path = self.options.results / cpu_folder() / f"{name}{suffix}.json"
         provenance.write(path, document)
-        self.rows, self.missing = [], []
+        self.rows, self.missing, self.parts = [], [], []
 
 
 def _row(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from bnn_ext import _C
+from bnn_ext import _C, ops
+from bnn_ext import nn as bnn
+from bnn_ext.models import birealnet18, reactnet_a, resnet_binary
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PEERS = ("openvino", "onnxruntime")
@@ -21,6 +25,9 @@ FIELDS = [
     *("median_ms", "spread", "gmacs", "fraction_of_peak", "bytes"),
 ]
 
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="openvino is not installed"
+)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -274,16 +281,199 @@ def test_bench_models_runs_what_is_installed(tmp_path, monkeypatch):
         assert name in rows
 
 
-@torch.no_grad()
-def test_float_twins_are_the_same_functions():
+def test_bench_models_says_where_the_time_goes(tmp_path, monkeypatch):
     import bench_models
 
-    for make, image in bench_models.MODELS.values():
-        images = torch.randint(-128, 128, (4, *image)) / 128
-        model = bench_models.calibrated(make(), images)
-        output = model(images)
-        assert torch.equal(bench_models.float_twin(model)(images), output)
-        assert output.std() > 0.1  # the logits differ, so that equality means something
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # for its slow export
+    monkeypatch.setattr(bench_models, "MODELS", {"tiny": TINY["birealnet18"]})
+    monkeypatch.setattr(bench_models, "PROFILED_CALLS", 2)
+    arguments = ["--models", "tiny", "--batches", "2", "--rounds", "2"]
+    bench_models.main([*arguments, "--results", str(tmp_path)])
+    document = read(tmp_path, "models_threads1")
+    alone, openvino = "torch float32 alone", "OpenVINO binary"
+    parts, ours = document["parts"], document["rows"][0]
+    for part in parts:
+        assert (part["what"], part["shape"]) == ("model_tiny", "2x3x32x32")
+        assert part["ms"] >= 0
+    pieces = {part["part"]: part for part in parts if part["impl"] == alone}
+    assert pieces.keys() == {"stem", "shortcuts", "head"}
+    for piece in pieces.values():
+        assert piece["share"] == pytest.approx(piece["ms"] / ours["median_ms"], abs=1e-3)
+    # Ours are divided twice: into kernels and the rest, and into operators.
+    for impl, sums in (("bnn_ext", 2), (openvino, int(find_spec("openvino") is not None))):
+        shares = [part["share"] for part in parts if part["impl"] == impl]
+        assert sum(shares) == pytest.approx(sums, abs=0.01)
+
+
+# --- whole networks -------------------------------------------------------------------------------
+
+# Small enough for a test, and with channels that OpenVINO's BinaryConvolution can read: n x 8.
+TINY = {
+    "vgg": (lambda: nn.Sequential(*_conv(3, 16, None), *_conv(16, 16), *_classifier()), (3, 8, 8)),
+    "birealnet18": (partial(birealnet18, 10, width=1 / 8), (3, 32, 32)),
+    "reactnet_a": (partial(reactnet_a, 10, width=1 / 4), (3, 32, 32)),
+    "resnet_binary": (partial(resnet_binary, depth=8, inflate=1), (3, 16, 16)),
+    "bottleneck": (
+        partial(resnet_binary, 10, layout="imagenet", depth=50, inflate=1),
+        (3, 32, 32),
+    ),
+}
+
+
+def _conv(inputs: int, outputs: int, quantizer: str | None = "ste_sign") -> list[nn.Module]:
+    conv = bnn.BinaryConv2d(inputs, outputs, 3, padding=1, input_quantizer=quantizer)
+    return [conv, nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.Hardtanh()]
+
+
+def _classifier() -> list[nn.Module]:
+    return [nn.Flatten(), bnn.BinaryLinear(64, 10), nn.BatchNorm1d(10)]
+
+
+def calibrated(make, image: tuple[int, ...], dtype=torch.float32) -> tuple[nn.Sequential, Tensor]:
+    import networks
+
+    images = (torch.randint(-128, 128, (16, *image)) / 128).to(dtype)
+    return networks.calibrated(make().to(dtype), images), images
+
+
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_float_twins_are_the_same_functions(name):
+    import networks
+
+    # In float64 no rounding comes near to moving a bit, which would change everything behind it.
+    model, images = calibrated(*TINY[name], torch.float64)
+    output = model(images)
+    twin = networks.float_twin(model)
+    torch.testing.assert_close(twin(images), output, rtol=0, atol=1e-9)
+    assert output.std() > 0.1  # the logits differ, so that equality means something
+    kinds = {type(module) for module in twin.modules()}
+    assert not kinds & {bnn.BinaryConv2d, bnn.BinaryLinear}
+
+
+def test_layers_that_change_no_sign_are_left_out():
+    from networks import layers_of
+
+    sign, real = bnn.BinaryLinear(8, 8), bnn.BinaryLinear(8, 8, input_quantizer=None)
+    clip = nn.Hardtanh()
+    assert layers_of(nn.Sequential(clip, nn.Sequential(nn.Identity(), sign))) == [sign]
+    positive = nn.Hardtanh(1, 2)
+    assert layers_of(nn.Sequential(positive, sign)) == [positive, sign]
+    flat = nn.Flatten()
+    assert layers_of(nn.Sequential(clip, flat, sign, clip)) == [flat, sign, clip]
+    for reader in (real, bnn.Residual(sign)):
+        assert layers_of(nn.Sequential(clip, reader)) == [clip, reader]
+
+
+@torch.no_grad()
+def test_the_steadiest_images_come_first():
+    from networks import MARGIN, steadiest_first
+
+    layer = bnn.BinaryLinear(4, 8)
+    near, nearest, far = 0.5 * MARGIN, 0.1 * MARGIN, 10 * MARGIN
+    images = torch.tensor([[1, -1, 1, near], [1, 1, far, -1], [nearest, 1, 1, 1]])
+    ordered, steady = steadiest_first(nn.Sequential(layer), images)
+    assert torch.equal(ordered, images[[1, 0, 2]])
+    assert steady == 1
+    assert steadiest_first(nn.Sequential(layer), images[2:])[1] == 1  # at least one is compared
+    assert not layer._forward_pre_hooks
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_binary_graphs_of_networks_equal_torch(name):
+    import networks
+    from openvino_network import Network
+    from peers import OpenvinoRequest
+
+    model, images = calibrated(*TINY[name])
+    images, steady = networks.steadiest_first(model, images)
+    images = images[:steady]
+    graph = OpenvinoRequest(Network(model, images.shape).model, images, threads=1)
+    output = torch.as_tensor(graph()).flatten(1)
+    # The bits are the same, borders included: what differs is float32's rounding of real layers.
+    torch.testing.assert_close(output, model(images), rtol=1e-4, atol=1e-4)
+
+
+@needs_openvino
+@pytest.mark.parametrize("activation", [None, nn.Hardtanh(-9, 9), bnn.RPReLU(16)])
+@pytest.mark.parametrize("shift", [0, 1])
+@torch.no_grad()
+def test_a_sum_that_only_signs_read(activation, shift):
+    """OpenVINO fuses such a sum wrongly, if one lets it."""
+    from openvino_network import Network
+    from peers import OpenvinoRequest
+
+    first, second = (
+        bnn.BinaryConv2d(16, 16, 3, stride, padding=1, bias=False) for stride in (1, 2)
+    )
+    third = bnn.BinaryConv2d(16, 16, 1, 2, bias=False)
+    bias = bnn.LearnableBias(16)
+    bias.bias.fill_(shift)  # another threshold than the branch's, or the same
+    last = bnn.Residual(second, nn.Sequential(bias, third))
+    model = nn.Sequential(bnn.Residual(first, None, activation), last)
+    x = torch.randn(2, 16, 9, 9)
+    graph = OpenvinoRequest(Network(model, x.shape).model, x, threads=1)
+    assert torch.equal(torch.as_tensor(graph()), model(x))  # sums of ±1 are exact
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    "layer, reason",
+    [
+        (bnn.BinaryConv2d(16, 16, 3, groups=2), "has groups, dilation"),
+        (bnn.BinaryConv2d(16, 16, 3, dilation=2), "dilation=\\(2, 2\\)"),
+        (bnn.BinaryConv2d(16, 16, 3, padding=1, pad_value=1), "pad_value=1"),
+        (bnn.BinaryConv2d(12, 16, 3), "12 channels"),
+        (nn.GELU(), "GELU has no binary graph"),
+    ],
+)
+@torch.no_grad()
+def test_what_has_no_binary_graph_is_named(layer, reason):
+    from openvino_network import Network
+    from peers import Missing
+
+    with pytest.raises(Missing, match=reason):
+        Network(nn.Sequential(layer), (1, getattr(layer, "in_channels", 16), 8, 8))
+
+
+@needs_openvino
+@torch.no_grad()
+def test_openvinos_counters_by_place_and_kernel():
+    from openvino_network import counted_parts
+
+    model, images = calibrated(*TINY["birealnet18"])
+    parts = counted_parts(model, images, threads=1, calls=2)
+    assert sum(part.share for part in parts) == pytest.approx(1)
+    (binary,) = (part for part in parts if "BinaryConvolution" in part.name)
+    assert binary.name.startswith("body BinaryConvolution jit")  # no reference implementation
+    assert binary.count == 16
+
+
+@torch.no_grad()
+def test_real_layers_are_those_that_no_bits_can_do():
+    from parts import real_layers
+
+    model, images = calibrated(*TINY["birealnet18"])
+    macs = {layers.name: layers.macs for layers in real_layers(model, images[:2])}
+    assert macs["shortcuts"] == 2 * (8 * 16 * 4 * 4 + 16 * 32 * 2 * 2 + 32 * 64)
+    assert macs["head"] == 2 * 64 * 10
+    assert macs["stem"] == 2 * 3 * 7 * 7 * 8 * 16 * 16
+    assert not real_layers(*calibrated(*TINY["vgg"]))
+
+
+def test_our_operators_are_found_by_the_profiler():
+    from parts import profiled_parts
+
+    bits = torch.zeros(2, 2, dtype=torch.int32)
+    call = partial(ops.linear, bits, bits, 64)
+    kernels, rest, *operators = profiled_parts(lambda: torch.relu(call()), calls=3)
+    assert {kernels.name, rest.name} == {"all our kernels", "all the rest"}
+    (ours,) = (part for part in operators if part.name.startswith("bnn_ext::"))
+    assert ours.name == "bnn_ext::linear 2x2"
+    assert ours.count == 1
+    assert sum(part.share for part in operators) == pytest.approx(1)
 
 
 # --- plots ----------------------------------------------------------------------------------------
