@@ -9,19 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bnn_ext.convert.plan import Node, Step, plan
 from bnn_ext.convert.report import Report
 
 INPUT = "input"
-
-
-@dataclass
-class Node:
-    """One step: a module, the names of the values that it takes, and of those that it gives."""
-
-    name: str
-    module: nn.Module
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 @dataclass
@@ -70,16 +61,17 @@ class PackedNetwork(nn.Module):
         self.rounds = rounds
         self.origins = origins or {}
         self.steps = nn.ModuleList(node.module for node in nodes)
-        self._dead = _dead_after(self.nodes, self.inputs, self.outputs)
         self.eval().requires_grad_(False)
+        self._plan: list[Step] = plan(self.nodes, self.outputs)
 
     def forward(self, *inputs: Tensor) -> Any:
         if len(inputs) != len(self.inputs):
             raise TypeError(f"the network takes {len(self.inputs)} inputs, found {len(inputs)}")
         values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
-        for node, module, dead in zip(self.nodes, self.steps, self._dead, strict=True):
-            _run(node, module, values)
-            for name in dead:
+        for step in self._plan:
+            results = step.run([values[name] for name in step.inputs])
+            values.update(zip(step.outputs, results, strict=True))
+            for name in step.dead:
                 del values[name]
         return pytree.tree_unflatten([values[name] for name in self.outputs], self._spec)
 
@@ -87,29 +79,29 @@ class PackedNetwork(nn.Module):
         """Runs node by node and gives the name of each value with the value."""
         values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
         for node, module in zip(self.nodes, self.steps, strict=True):
-            _run(node, module, values)
+            result = module(*[values[name] for name in node.inputs])
+            results = (result,) if len(node.outputs) == 1 else result
+            values.update(zip(node.outputs, results, strict=True))
             yield from ((name, values[name]) for name in node.outputs)
 
     def extra_repr(self) -> str:
         return f"nodes={[node.name for node in self.nodes]}"
 
+    # --- the plan holds the tensors of the steps, and follows when they are replaced --------------
 
-def _run(node: Node, module: nn.Module, values: dict[str, Any]) -> None:
-    result = module(*[values[name] for name in node.inputs])
-    if len(node.outputs) == 1:
-        values[node.outputs[0]] = result
-    else:
-        values.update(zip(node.outputs, result, strict=True))
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedNetwork:
+        super()._apply(fn, recurse)
+        self._plan = plan(self.nodes, self.outputs)
+        return self
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().load_state_dict(*args, **kwargs)
+        self._plan = plan(self.nodes, self.outputs)
+        return result
 
-def _dead_after(
-    nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str]
-) -> list[list[str]]:
-    """For each node the values that nothing needs after it."""
-    seen = set(outputs)
-    dead = []
-    for node in reversed(nodes):
-        names = dict.fromkeys((*node.inputs, *node.outputs))
-        dead.append([name for name in names if name not in seen])
-        seen.update(names)
-    return dead[::-1]
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_plan"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = plan(self.nodes, self.outputs)

@@ -108,7 +108,7 @@ class TorchCall(PackedLayer):
         return self.operator
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_function"}
+        return {key: value for key, value in self.__dict__.items() if key != "_function"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,0 +1,141 @@
+"""The steps of a network in as few calls as possible.
+
+Nodes that run on our operators one after the other become one `bnn_ext.ops.Sequence`: at batch 1 a
+small layer takes as long as the way to its kernel. Calls of torch stand between sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bnn_ext import ops
+from bnn_ext.nn.packed import PackedLayer
+
+
+@dataclass
+class Node:
+    """One step: a module, the names of the values that it takes, and of those that it gives."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass
+class Step:
+    """One call, of a sequence or of a module that is none of ours.
+
+    Attributes:
+        run: takes the values named `inputs` in a list and gives those named `outputs` in a list.
+        dead: names of the values that nothing needs afterwards.
+    """
+
+    run: Callable[[list[Any]], Sequence[Any]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dead: tuple[str, ...] = ()
+
+
+def plan(nodes: Sequence[Node], outputs: Iterable[str]) -> list[Step]:
+    """Puts nodes together.
+
+    Args:
+        nodes: in running order.
+        outputs: names of the values that the network gives.
+    """
+    needed = set(outputs)
+    steps: list[Step] = []
+    group: list[Node] = []
+    for node in reversed(nodes):
+        if runs_in_sequence(node.module):
+            group.insert(0, node)
+            continue
+        if group:
+            steps.append(_sequence(group, needed))
+            group = []
+        steps.append(_step(_caller(node), node.inputs, node.outputs, needed))
+    if group:
+        steps.append(_sequence(group, needed))
+    return steps[::-1]
+
+
+def runs_in_sequence(module: nn.Module) -> bool:
+    """Whether the module is nothing but one of our operators."""
+    if not hasattr(ops, "Sequence"):
+        return False
+    if not isinstance(module, PackedLayer) or type(module).call is PackedLayer.call:
+        return False
+    return not (module.gives_map and getattr(module, "channels_last", True) is False)
+
+
+def _step(
+    run: Callable[[list[Any]], Sequence[Any]],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    needed: set[str],
+) -> Step:
+    """A step in front of those that need the values in `needed`, to which it adds its own."""
+    dead = tuple(name for name in dict.fromkeys((*inputs, *outputs)) if name not in needed)
+    needed.update(inputs)
+    return Step(run, inputs, outputs, dead)
+
+
+def _caller(node: Node) -> Callable[[list[Any]], Sequence[Any]]:
+    module = node.module
+    if len(node.outputs) == 1:
+        return lambda values: (module(*values),)
+    several: Callable[[list[Any]], Sequence[Any]] = lambda values: module(*values)
+    return several
+
+
+def _sequence(nodes: Sequence[Node], needed: set[str]) -> Step:
+    made = {name for node in nodes for name in node.outputs}
+    inputs = tuple(
+        dict.fromkeys(name for node in nodes for name in node.inputs if name not in made)
+    )
+    outputs = tuple(name for node in nodes for name in node.outputs if name in needed)
+    return _step(ops.Sequence(inputs, _calls(nodes), outputs), inputs, outputs, needed)
+
+
+def _calls(nodes: Sequence[Node]) -> list[Any]:
+    """The nodes as calls, maps turned to channels last and back in between."""
+    calls: list[ops.Call] = []
+    last: dict[str, str] = {}  # name of a map -> its name with channels last
+
+    def channels_last(name: str) -> str:
+        if name not in last:
+            last[name] = f"{name} [N, H, W, C]"
+            calls.append(
+                ops.Call("permute", {"input": name, "dims": (0, 2, 3, 1)}, (last[name],))
+            )
+        return last[name]
+
+    for node in nodes:
+        layer = node.module
+        assert isinstance(layer, PackedLayer)
+        inputs = [
+            channels_last(name) if i in layer.map_inputs else name
+            for i, name in enumerate(node.inputs)
+        ]
+        operator, arguments = layer.call(inputs)
+        results: list[str | None] = list(node.outputs)
+        if "steps" in arguments:
+            floats = iter(node.outputs)
+            results = [
+                next(floats) if wanted is not None else None
+                for wanted in (arguments["dtype"], arguments["threshold"])
+            ]
+        name = results[0]
+        if layer.gives_map and name is not None:
+            last[name] = results[0] = f"{name} [N, H, W, C]"
+        calls.append(ops.Call(operator, arguments, tuple(results)))
+        if layer.gives_map and name is not None:
+            calls.append(
+                ops.Call("permute", {"input": last[name], "dims": (0, 3, 1, 2)}, (name,))
+            )
+    return calls
