@@ -66,6 +66,8 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
   m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding=0, "
       "int[2] dilation=1, bool ceil_mode=False, Tensor? minimum=None) -> Tensor");
+
+  m.def("sequence(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]");
 }
 
 // --- bnn_ext._C

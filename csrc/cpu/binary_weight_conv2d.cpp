@@ -6,12 +6,11 @@
 // sums of +1 or -1. Any strides of the input will do, since its values are read one by one.
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/operators.h"
 #include "cpu/real.h"
 
 namespace bnn_ext::cpu {
 namespace {
-
-using Pair = std::vector<int64_t>;
 
 constexpr int64_t kRingBytes = 256 << 10;  // of tables: wide maps are cut into columns
 constexpr int64_t kLeastColumns = 12;
@@ -217,10 +216,7 @@ void run(const Conv& conv, const Store& store) {
       });
 }
 
-// A map in memory as [N, H, W, C], seen as [N, C, H, W].
-Tensor as_nchw(const Tensor& nhwc) {
-  return torch::stable::transpose(torch::stable::transpose(nhwc, 1, 3), 2, 3);
-}
+}  // namespace
 
 Tensor binary_weight_conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels,
                             const Pair& stride, const Pair& padding, const Pair& dilation,
@@ -228,9 +224,10 @@ Tensor binary_weight_conv2d(const Tensor& input, const Tensor& weight, int64_t i
                             const std::optional<Tensor>& bias, const std::optional<Tensor>& tiles) {
   const Conv conv =
       prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
-  return as_nchw(
+  const Tensor nhwc =
       signed_sum_values(input, conv.shape(), conv.out(), scale, bias,
-                        [&](auto value, const auto& store) { run<decltype(value)>(conv, store); }));
+                        [&](auto value, const auto& store) { run<decltype(value)>(conv, store); });
+  return permuted(nhwc, {0, 3, 1, 2});
 }
 
 Tensor binary_weight_conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channels,
@@ -244,7 +241,6 @@ Tensor binary_weight_conv2d_bits(const Tensor& input, const Tensor& weight, int6
                          [&](auto value, const auto& store) { run<decltype(value)>(conv, store); });
 }
 
-}  // namespace
 }  // namespace bnn_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {

@@ -4,6 +4,7 @@
 // all output channels pass by them.
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/operators.h"
 #include "cpu/real.h"
 
 namespace bnn_ext::cpu {
@@ -96,6 +97,8 @@ void run(const Linear& linear, const Store& store) {
       });
 }
 
+}  // namespace
+
 Tensor binary_weight_linear(const Tensor& input, const Tensor& weight, int64_t in_features,
                             const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
                             const std::optional<Tensor>& tiles) {
@@ -114,7 +117,6 @@ Tensor binary_weight_linear_bits(const Tensor& input, const Tensor& weight, int6
       [&](auto value, const auto& store) { run<decltype(value)>(linear, store); });
 }
 
-}  // namespace
 }  // namespace bnn_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {

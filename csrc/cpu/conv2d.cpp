@@ -9,11 +9,10 @@
 
 #include "cpu/dot.h"
 #include "cpu/gather.h"
+#include "cpu/operators.h"
 
 namespace bnn_ext::cpu {
 namespace {
-
-using Pair = std::vector<int64_t>;
 
 struct Conv {
   Tensor input, tiles;  // these keep the memory that `dot` points to
@@ -226,6 +225,8 @@ Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, con
   return conv;
 }
 
+}  // namespace
+
 Tensor conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
               const Pair& padding, const Pair& dilation, int64_t groups, int64_t pad_value,
               const std::optional<Tensor>& tiles) {
@@ -264,7 +265,6 @@ std::vector<Tensor> conv2d_fused(
   return dot_fused(conv.dot, conv.shape, operations, operands, dtype, threshold, flip);
 }
 
-}  // namespace
 }  // namespace bnn_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {

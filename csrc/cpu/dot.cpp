@@ -6,6 +6,8 @@
 #include <cstring>
 #include <utility>
 
+#include "cpu/operators.h"
+
 namespace bnn_ext::cpu {
 
 namespace {

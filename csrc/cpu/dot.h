@@ -36,9 +36,6 @@ struct Dot {
   std::vector<Region> regions;
 };
 
-// [out, ..., words] -> [groups * blocks, k, 16]; see bnn_ext/ops/packing.py.
-Tensor tile_weight(const Tensor& weight, int64_t groups);
-
 // The given tiles, checked, or new ones.
 Tensor checked_tiles(const std::optional<Tensor>& tiles, const Tensor& weight, int64_t groups);
 

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/dot.h"
+#include "cpu/operators.h"
 
 namespace bnn_ext::cpu {
 namespace {
@@ -48,6 +49,8 @@ Linear prepare(const Tensor& input, const Tensor& weight, int64_t in_features,
   return linear;
 }
 
+}  // namespace
+
 Tensor linear(const Tensor& input, const Tensor& weight, int64_t in_features,
               const std::optional<Tensor>& tiles) {
   const Linear linear = prepare(input, weight, in_features, tiles);
@@ -79,7 +82,6 @@ std::vector<Tensor> linear_fused(const Tensor& input, const Tensor& weight, int6
   return dot_fused(linear.dot, linear.shape, operations, operands, dtype, threshold, flip);
 }
 
-}  // namespace
 }  // namespace bnn_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "cpu/kernels.h"
-#include "cpu/tensor.h"
+#include "cpu/operators.h"
 
 namespace bnn_ext::cpu {
 namespace {
@@ -165,6 +165,8 @@ Tensor unpack(const Tensor& packed, int64_t channels, ScalarType dtype) {
   return out;
 }
 
+}  // namespace
+
 Tensor flatten(const Tensor& packed, int64_t channels) {
   STD_TORCH_CHECK(packed.dim() >= 2, "packed must have at least 2 dimensions");
   const Tensor source = checked_packed(packed, "packed", channels, -1);
@@ -175,6 +177,10 @@ Tensor flatten(const Tensor& packed, int64_t channels) {
   const Tensor out = new_tensor({images, out_words}, ScalarType::Int);
   const Word* from = data<Word>(source);
   Word* to = mutable_data<Word>(out);
+  if (channels % kWordBits == 0) {  // no tail bits
+    std::copy_n(from, out.numel(), to);
+    return out;
+  }
   torch::stable::parallel_for(
       0, images, grain_for(images, images * pixels * words, kGrain / kWordBits),
       [&](int64_t begin, int64_t end) {
@@ -190,7 +196,6 @@ Tensor flatten(const Tensor& packed, int64_t channels) {
   return out;
 }
 
-}  // namespace
 }  // namespace bnn_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {

@@ -4,12 +4,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/tensor.h"
+#include "cpu/operators.h"
 
 namespace bnn_ext::cpu {
 namespace {
-
-using Pair = std::vector<int64_t>;
 
 struct Axis {
   int64_t size, kernel, stride, padding, dilation, out;
@@ -64,6 +62,8 @@ void or_pixels(const Word* input, int64_t step, int64_t count, int64_t words, Wo
   else
     or_parts<Word>(input, step, count, words, out);
 }
+
+}  // namespace
 
 Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stride,
                   const Pair& padding, const Pair& dilation, bool ceil_mode,
@@ -129,7 +129,6 @@ Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stri
   return out;
 }
 
-}  // namespace
 }  // namespace bnn_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {

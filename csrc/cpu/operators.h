@@ -1,0 +1,77 @@
+// The operators as C++ functions, in the order of csrc/ops.cpp.
+//
+// Their arguments are those of the schemas, in the same order: sequence.cpp relies on it.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "cpu/tensor.h"
+
+namespace bnn_ext::cpu {
+
+using Pair = std::vector<int64_t>;
+
+Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
+            const std::optional<Tensor>& flip);
+Tensor flatten(const Tensor& packed, int64_t channels);
+
+Tensor tile_weight(const Tensor& weight, int64_t groups);  // see bnn_ext/ops
+
+Tensor linear(const Tensor& input, const Tensor& weight, int64_t in_features,
+              const std::optional<Tensor>& tiles);
+Tensor linear_float(const Tensor& input, const Tensor& weight, int64_t in_features,
+                    const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+                    ScalarType dtype, const std::optional<Tensor>& tiles);
+Tensor linear_bits(const Tensor& input, const Tensor& weight, int64_t in_features,
+                   const Tensor& threshold, const std::optional<Tensor>& flip,
+                   const std::optional<Tensor>& tiles);
+std::vector<Tensor> linear_fused(const Tensor& input, const Tensor& weight, int64_t in_features,
+                                 const std::vector<int64_t>& operations,
+                                 const std::vector<Tensor>& operands,
+                                 const std::optional<ScalarType>& dtype,
+                                 const std::optional<Tensor>& threshold,
+                                 const std::optional<Tensor>& flip,
+                                 const std::optional<Tensor>& tiles);
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
+              const Pair& padding, const Pair& dilation, int64_t groups, int64_t pad_value,
+              const std::optional<Tensor>& tiles);
+Tensor conv2d_float(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                    const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
+                    int64_t pad_value, const std::optional<Tensor>& scale,
+                    const std::optional<Tensor>& bias, ScalarType dtype,
+                    const std::optional<Tensor>& tiles);
+Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                   const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
+                   int64_t pad_value, const Tensor& threshold, const std::optional<Tensor>& flip,
+                   const std::optional<Tensor>& tiles);
+std::vector<Tensor> conv2d_fused(
+    const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
+    const Pair& padding, const Pair& dilation, int64_t groups, int64_t pad_value,
+    const std::vector<int64_t>& operations, const std::vector<Tensor>& operands,
+    const std::optional<ScalarType>& dtype, const std::optional<Tensor>& threshold,
+    const std::optional<Tensor>& flip, const std::optional<Tensor>& tiles);
+
+Tensor binary_weight_linear(const Tensor& input, const Tensor& weight, int64_t in_features,
+                            const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+                            const std::optional<Tensor>& tiles);
+Tensor binary_weight_linear_bits(const Tensor& input, const Tensor& weight, int64_t in_features,
+                                 const Tensor& threshold, const std::optional<Tensor>& flip,
+                                 const std::optional<Tensor>& tiles);
+
+Tensor binary_weight_conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                            const Pair& stride, const Pair& padding, const Pair& dilation,
+                            int64_t groups, int64_t pad_value, const std::optional<Tensor>& scale,
+                            const std::optional<Tensor>& bias, const std::optional<Tensor>& tiles);
+Tensor binary_weight_conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                                 const Pair& stride, const Pair& padding, const Pair& dilation,
+                                 int64_t groups, int64_t pad_value, const Tensor& threshold,
+                                 const std::optional<Tensor>& flip,
+                                 const std::optional<Tensor>& tiles);
+
+Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stride,
+                  const Pair& padding, const Pair& dilation, bool ceil_mode,
+                  const std::optional<Tensor>& minimum);
+
+}  // namespace bnn_ext::cpu
