@@ -377,3 +377,20 @@ def test_runs_on_the_device_of_its_input(name: str, arguments: dict[str, Any]) -
     found = operator(**moved)
     assert found.device == torch.device("cuda:1")
     assert torch.equal(found.cpu(), expected.cpu())
+
+
+@gpu
+def test_sequence() -> None:
+    weight = random_packed(5, 40)
+    linear = {"input": "bits", "weight": weight, "in_features": 40, "threshold": torch.zeros(5)}
+    calls = [
+        ops.Call("pack", {"input": "x"}, ("bits",)),
+        ops.Call("linear_fused", linear, ("floats", "signs")),
+    ]
+    sequence = ops.Sequence(["x"], calls, ["floats", "signs"])
+    x = torch.randn(3, 40)
+    expected = sequence([x])
+    sequence.constants = [constant.cuda() for constant in sequence.constants]
+    kernel = torch.ops.bnn_ext.sequence([x.cuda()], sequence.constants, sequence.program)
+    for actual in (sequence([x.cuda()]), kernel):
+        assert all(torch.equal(a.cpu(), e) for a, e in zip(actual, expected, strict=True))

@@ -13,7 +13,7 @@ import torch
 from packed_inputs import examples, random_affine, random_packed, random_thresholds
 from torch import Tensor
 
-from bnn_ext import _extension, ops
+from bnn_ext import ops
 from bnn_ext.ops import Call, Sequence
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -379,16 +379,12 @@ def test_inputs_that_require_a_gradient_take_the_wrappers():
         sequence([x])
 
 
-@pytest.mark.skipif(
-    not (_extension.has_cuda and torch.cuda.is_available()), reason="needs a GPU and CUDA kernels"
-)
-def test_on_a_gpu():
+def test_kernels_in_turn_are_what_runs_on_other_devices():
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("bnn_ext::sequence", "CUDA")
     sequence = residual_network()
-    x = torch.randn(2, 4, 4, 40)
-    expected = sequence([x])
-    sequence.constants = [constant.cuda() for constant in sequence.constants]
-    for run in (sequence, lambda inputs: kernel(sequence, inputs)):
-        assert_same([output.cpu() for output in run([x.cuda()])], expected)
+    inputs = [torch.randn(2, 4, 4, 40)]
+    actual = ops.sequence._run_by_kernels(inputs, sequence.constants, sequence.program)
+    assert_same(actual, kernel(sequence, inputs))
 
 
 # --- errors ---------------------------------------------------------------------------------------

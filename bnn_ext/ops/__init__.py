@@ -23,7 +23,8 @@ from bnn_ext.ops.matrix_product import linear, linear_bits, linear_float, linear
 from bnn_ext.ops.packing import TILE_CHANNELS as TILE_CHANNELS
 from bnn_ext.ops.packing import flatten, pack, tile_weight, unpack
 from bnn_ext.ops.pooling import max_pool2d
-from bnn_ext.ops.sequence import Call, Sequence
+from bnn_ext.ops.sequence import Call as Call
+from bnn_ext.ops.sequence import Sequence as Sequence
 
 __all__ = [
     "pack",
@@ -44,6 +45,4 @@ __all__ = [
     "binary_weight_conv2d",
     "binary_weight_conv2d_bits",
     "max_pool2d",
-    "Call",
-    "Sequence",
 ]

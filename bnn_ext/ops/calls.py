@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -40,7 +40,7 @@ def checked_by_kernel(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
     return checked_by(getattr(torch.ops.bnn_ext, wrapper.__name__).default)(wrapper)
 
 
-def runs_now(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def runs_now(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether a kernel will run on the CPU: nothing is traced or faked, no gradient is asked."""
     input = args[0] if args else kwargs.get("input")
     if isinstance(input, (tuple, list)) and input:

@@ -81,6 +81,8 @@ _OPERATORS = {
 }
 _NAMES = tuple(_OPERATORS)
 
+_kernel = torch.ops.bnn_ext.sequence.default  # looked up once: that takes as long as a small call
+
 
 @dataclass(frozen=True)
 class Call:
@@ -159,18 +161,17 @@ class Sequence:
         Raises:
             ValueError, TypeError: those of the operators, naming the call.
         """
-        inputs = list(inputs)
         if len(inputs) != len(self.inputs):
             raise ValueError(
                 f"inputs must be {', '.join(self.inputs)}, found {len(inputs)} tensors"
             )
-        if torch.compiler.is_compiling():
-            return torch.ops.bnn_ext.sequence(inputs, self.constants, self.program)
-        if runs_now(tuple(inputs), {}):
+        if runs_now(inputs, {}):
             try:
-                return torch.ops.bnn_ext.sequence.default(inputs, self.constants, self.program)
+                return _kernel(inputs, self.constants, self.program)
             except (RuntimeError, TypeError, ValueError):
                 pass  # one of the wrappers says what is wrong
+        elif torch.compiler.is_compiling():
+            return _kernel(inputs, self.constants, self.program)
         return _run(inputs, self.constants, self.program, _by_wrapper)
 
 

@@ -124,8 +124,10 @@ void add_tap_regions(Conv& conv, const Axis& vertical, const Axis& horizontal,
 
   // Words of neighbouring pixels are neighbours unless dilation or other groups lie between.
   const bool whole_rows = horizontal.dilation == 1 && dot.groups == 1;
-  for (const Span& rows : spans(vertical))
-    for (const Span& columns : spans(horizontal)) {
+  const std::vector<Span> row_spans = spans(vertical), column_spans = spans(horizontal);
+  dot.regions.reserve(row_spans.size() * column_spans.size());
+  for (const Span& rows : row_spans)
+    for (const Span& columns : column_spans) {
       Region region = region_of(dot, rows, columns, horizontal.out, channels);
       const int64_t run_columns = whole_rows ? columns.last - columns.first : 1;
       region.tiles = data<Word>(conv.tiles);

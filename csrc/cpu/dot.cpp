@@ -61,6 +61,7 @@ struct Piece {
 
 std::vector<Piece> cut(const std::vector<Region>& regions) {
   std::vector<Piece> pieces;
+  pieces.reserve(regions.size());  // as many as these in a small problem
   for (const Region& region : regions) {
     const int64_t windows = region.height * region.width;
     const int64_t parts = (windows + kTileWindows - 1) / kTileWindows;

@@ -16,7 +16,7 @@ Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
             const std::optional<Tensor>& flip);
 Tensor flatten(const Tensor& packed, int64_t channels);
 
-Tensor tile_weight(const Tensor& weight, int64_t groups);  // see bnn_ext/ops
+Tensor tile_weight(const Tensor& weight, int64_t groups);  // see bnn_ext/ops/packing.py
 
 Tensor linear(const Tensor& input, const Tensor& weight, int64_t in_features,
               const std::optional<Tensor>& tiles);
