@@ -17,6 +17,7 @@ from torch.fx import Graph, Node, map_arg
 
 from bnn_ext import reference
 from bnn_ext.nn.packed import is_channels_last
+from bnn_ext.ops.epilogue import operand_count
 
 aten = torch.ops.aten
 
@@ -87,7 +88,7 @@ def finish(x: Tensor, operations: Sequence[str], *operands: Tensor) -> Tensor:
     """The steps of `bnn_ext.ops.conv2d_fused` one after the other, channels in dimension 1."""
     given = iter(operands)
     for operation in operations:
-        step = [next(given) for _ in range(OPERANDS.get(operation, 1))]
+        step = [next(given) for _ in range(operand_count(operation))]
         x = _STEPS[operation](x, *(o if o.dim() == x.dim() else per_channel(o, x) for o in step))
     return x
 
@@ -101,7 +102,6 @@ def _multiply_add(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
     return torch.addcmul(addend.double(), x.double(), factor.double()).to(x.dtype)
 
 
-OPERANDS = {"multiply_add": 2}  # of each step that has not one
 _STEPS: dict[str, Callable[..., Tensor]] = {
     "multiply": torch.mul,
     "add": torch.add,

@@ -23,6 +23,7 @@ from bnn_ext.convert.network import Node, Origin
 from bnn_ext.nn import packed
 from bnn_ext.nn.fused import Elementwise, FusedConv2d, FusedLinear
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, call_name, to_json
+from bnn_ext.ops.epilogue import operand_count
 from bnn_ext.reference import pack_bits
 
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -198,7 +199,7 @@ class _Lowering:
         given = iter(operands)
         steps, tensors, maps = [], {}, []
         for operation in operations:
-            own = [next(given) for _ in range(ir.OPERANDS.get(operation, 1))]
+            own = [next(given) for _ in range(operand_count(operation))]
             if operation == "add" and ir.is_variable(own[0]):
                 steps.append("residual")
                 maps.append(self.float_value(own[0]))

@@ -66,8 +66,6 @@ def plan(nodes: Sequence[Node], outputs: Iterable[str]) -> list[Step]:
 
 def runs_in_sequence(module: nn.Module) -> bool:
     """Whether the module is nothing but one of our operators."""
-    if not hasattr(ops, "Sequence"):
-        return False
     if not isinstance(module, PackedLayer) or type(module).call is PackedLayer.call:
         return False
     return not (module.gives_map and getattr(module, "channels_last", True) is False)
@@ -99,43 +97,56 @@ def _sequence(nodes: Sequence[Node], needed: set[str]) -> Step:
         dict.fromkeys(name for node in nodes for name in node.inputs if name not in made)
     )
     outputs = tuple(name for node in nodes for name in node.outputs if name in needed)
-    return _step(ops.Sequence(inputs, _calls(nodes), outputs), inputs, outputs, needed)
-
-
-def _calls(nodes: Sequence[Node]) -> list[Any]:
-    """The nodes as calls, maps turned to channels last and back in between."""
-    calls: list[ops.Call] = []
-    last: dict[str, str] = {}  # name of a map -> its name with channels last
-
-    def channels_last(name: str) -> str:
-        if name not in last:
-            last[name] = f"{name} [N, H, W, C]"
-            calls.append(
-                ops.Call("permute", {"input": name, "dims": (0, 2, 3, 1)}, (last[name],))
-            )
-        return last[name]
-
+    writer = _Calls()
     for node in nodes:
+        writer.add(node)
+    for name in outputs:
+        writer.as_in_torch(name)
+    return _step(ops.Sequence(inputs, writer.calls, outputs), inputs, outputs, needed)
+
+
+class _Calls:
+    """Nodes as calls. The operators have channels last: maps are turned where that is needed."""
+
+    def __init__(self) -> None:
+        self.calls: list[ops.Call] = []
+        self.turned: dict[str, str] = {}  # names of maps -> their names with channels last
+        self.only_turned: set[str] = set()
+
+    def add(self, node: Node) -> None:
         layer = node.module
         assert isinstance(layer, PackedLayer)
         inputs = [
-            channels_last(name) if i in layer.map_inputs else name
+            self.channels_last(name) if i in layer.map_inputs else self.as_in_torch(name)
             for i, name in enumerate(node.inputs)
         ]
         operator, arguments = layer.call(inputs)
         results: list[str | None] = list(node.outputs)
-        if "steps" in arguments:
-            floats = iter(node.outputs)
+        if "steps" in arguments:  # such operators have places for floats and for bits
+            names = iter(node.outputs)
             results = [
-                next(floats) if wanted is not None else None
-                for wanted in (arguments["dtype"], arguments["threshold"])
+                None if arguments[result] is None else next(names)
+                for result in ("dtype", "threshold")
             ]
-        name = results[0]
-        if layer.gives_map and name is not None:
-            last[name] = results[0] = f"{name} [N, H, W, C]"
-        calls.append(ops.Call(operator, arguments, tuple(results)))
-        if layer.gives_map and name is not None:
-            calls.append(
-                ops.Call("permute", {"input": last[name], "dims": (0, 3, 1, 2)}, (name,))
-            )
-    return calls
+        if layer.gives_map and results[0] is not None:
+            name = results[0]
+            results[0] = self.turned[name] = f"{name} [N, H, W, C]"
+            self.only_turned.add(name)
+        self.calls.append(ops.Call(operator, arguments, tuple(results)))
+
+    def channels_last(self, name: str) -> str:
+        """The map as [N, H, W, C]."""
+        if name not in self.turned:
+            self.turned[name] = f"{name} [N, H, W, C]"
+            self._permute(name, (0, 2, 3, 1), self.turned[name])
+        return self.turned[name]
+
+    def as_in_torch(self, name: str) -> str:
+        """The value, a map as [N, C, H, W]."""
+        if name in self.only_turned:
+            self.only_turned.remove(name)
+            self._permute(self.turned[name], (0, 3, 1, 2), name)
+        return name
+
+    def _permute(self, source: str, dims: tuple[int, ...], name: str) -> None:
+        self.calls.append(ops.Call("permute", {"input": source, "dims": dims}, (name,)))

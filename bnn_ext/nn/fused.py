@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bnn_ext import ops
 from bnn_ext.nn.packed import GEOMETRY, PackedLayer, float_dtype, geometry, window
+from bnn_ext.ops.epilogue import operand_count
 from bnn_ext.reference import words
 
 _Pair = tuple[int, int]
@@ -83,7 +84,7 @@ class _Fused(PackedLayer):
 
 def _operands(operation: str) -> int:
     """Buffers of an operation."""
-    return {RESIDUAL: 0, "multiply_add": 2}.get(operation, 1)
+    return 0 if operation == RESIDUAL else operand_count(operation)
 
 
 class FusedLinear(_Fused):

@@ -25,8 +25,9 @@ from bnn_ext.ops.binary_weight import (
     binary_weight_linear_bits,
 )
 from bnn_ext.ops.calls import runs_now
+from bnn_ext.ops.channels import select_channels
 from bnn_ext.ops.convolution import conv2d, conv2d_bits, conv2d_float, conv2d_fused
-from bnn_ext.ops.epilogue import STEPS
+from bnn_ext.ops.epilogue import STEPS, named, numbered
 from bnn_ext.ops.matrix_product import linear, linear_bits, linear_float, linear_fused
 from bnn_ext.ops.packing import flatten, pack
 from bnn_ext.ops.pooling import max_pool2d
@@ -77,6 +78,7 @@ _OPERATORS = {
     "binary_weight_conv2d": _packed(binary_weight_conv2d),
     "binary_weight_conv2d_bits": _packed(binary_weight_conv2d_bits),
     "max_pool2d": _packed(max_pool2d),
+    "select_channels": _packed(select_channels),
     "permute": _Operator(_permute, _permute, {"input": "Tensor", "dims": "List[int]"}),
 }
 _NAMES = tuple(_OPERATORS)
@@ -225,11 +227,10 @@ def _lowered(arguments: Mapping[str, Any]) -> dict[str, Any]:
     lowered = dict(arguments)
     if "steps" in lowered:
         steps = lowered.pop("steps")
-        for name, _ in steps:
+        for name, *_ in steps:
             if name not in STEPS:
                 raise ValueError(f"steps must be named {', '.join(STEPS)}, found {name!r}")
-        lowered["operations"] = [STEPS.index(name) for name, _ in steps]
-        lowered["operands"] = [operand for _, operand in steps]
+        lowered["operations"], lowered["operands"] = numbered(steps)
     if "kernel_size" in lowered and lowered["stride"] is None:
         lowered["stride"] = lowered["kernel_size"]
     return lowered
@@ -356,8 +357,7 @@ def _read(kind: str, numbers: Iterator[int], values: SequenceOf[Tensor | None]) 
 
 def _by_wrapper(name: str, arguments: dict[str, Any]) -> Any:
     if "operations" in arguments:
-        names = [STEPS[operation] for operation in arguments.pop("operations")]
-        arguments["steps"] = list(zip(names, arguments.pop("operands"), strict=True))
+        arguments["steps"] = named(arguments.pop("operations"), arguments.pop("operands"))
     try:
         results = _OPERATORS[name].wrapper(**arguments)
     except (TypeError, ValueError) as error:

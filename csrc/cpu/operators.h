@@ -74,4 +74,7 @@ Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stri
                   const Pair& padding, const Pair& dilation, bool ceil_mode,
                   const std::optional<Tensor>& minimum);
 
+Tensor select_channels(const std::vector<Tensor>& inputs, const std::vector<int64_t>& channels,
+                       const Tensor& index);
+
 }  // namespace bnn_ext::cpu

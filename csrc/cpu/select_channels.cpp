@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "cpu/kernels.h"
-#include "cpu/tensor.h"
+#include "cpu/operators.h"
 
 namespace bnn_ext::cpu {
 namespace {
@@ -160,6 +160,8 @@ auto copy_function(const Copy& copy) {
   return copy.count % 2 == 0 ? copy_parts<uint64_t> : copy_parts<Word>;
 }
 
+}  // namespace
+
 Tensor select_channels(const std::vector<Tensor>& inputs, const std::vector<int64_t>& channels,
                        const Tensor& index) {
   STD_TORCH_CHECK(!inputs.empty(), "inputs must not be empty");
@@ -211,7 +213,6 @@ Tensor select_channels(const std::vector<Tensor>& inputs, const std::vector<int6
   return out;
 }
 
-}  // namespace
 }  // namespace bnn_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {
