@@ -243,6 +243,16 @@ def conv2d_fused(
     return finish(sums, steps, dtype, threshold, flip)
 
 
+def elementwise(
+    input: Tensor,
+    steps: Sequence[Step] = (),
+    dtype: torch.dtype | None = None,
+    threshold: Tensor | None = None,
+    flip: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    return finish(input, steps, dtype, threshold, flip)
+
+
 def real_linear_sums(input: Tensor, weight: Tensor, in_features: int) -> Tensor:
     """Sums of real values with signs, in float64: exact for uint8 and nearly so for float32."""
     return F.linear(input.double(), unpack(weight, in_features, torch.float64))

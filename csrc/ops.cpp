@@ -64,6 +64,10 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
       "Tensor? flip=None, Tensor? tiles=None) -> Tensor");
 
   m.def(
+      "elementwise(Tensor input, int[] operations, Tensor[] operands, ScalarType? dtype, "
+      "Tensor? threshold, Tensor? flip) -> Tensor[]");
+
+  m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding=0, "
       "int[2] dilation=1, bool ceil_mode=False, Tensor? minimum=None) -> Tensor");
 

@@ -213,6 +213,21 @@ def test_fused(name: str, dtype: torch.dtype | None) -> None:
 
 
 @gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_elementwise(dtype: torch.dtype) -> None:
+    x, threshold, flip = torch.randn(3, 40).to(dtype), torch.randn(40), random_flip(40)
+    norm = ("multiply_add", torch.randn(40), torch.randn(40))
+    for steps in ([norm, ("add", torch.randn(3, 40)), ("prelu", torch.randn(40))], []):
+        for out in (*FLOATS, None):
+            arguments = (x, steps, out, threshold, flip)
+            expected = reference.elementwise(*arguments)
+            found = ops.elementwise(*on_gpu(arguments))
+            for actual, wanted in zip(found, expected, strict=True):
+                assert (actual is None) == (wanted is None)
+                assert actual is None or torch.equal(actual.cpu(), wanted)
+
+
+@gpu
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8])
 def test_real_inputs(dtype: torch.dtype) -> None:
     """On integers of 12 bits: float32 sums of them are exact in any order, those of TF32 not."""

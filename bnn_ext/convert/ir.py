@@ -89,27 +89,14 @@ def finish(x: Tensor, operations: Sequence[str], *operands: Tensor) -> Tensor:
     given = iter(operands)
     for operation in operations:
         step = [next(given) for _ in range(operand_count(operation))]
-        x = _STEPS[operation](x, *(o if o.dim() == x.dim() else per_channel(o, x) for o in step))
+        shaped = (o if o.dim() == x.dim() else per_channel(o, x) for o in step)
+        x = reference.apply_step(x, operation, *shaped)
     return x
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
     """[C] in a shape that meets the channels of x, its dimension 1."""
     return values.view(-1, *[1] * (x.dim() - 2))
-
-
-def _multiply_add(x: Tensor, factor: Tensor, addend: Tensor) -> Tensor:
-    return torch.addcmul(addend.double(), x.double(), factor.double()).to(x.dtype)
-
-
-_STEPS: dict[str, Callable[..., Tensor]] = {
-    "multiply": torch.mul,
-    "add": torch.add,
-    "multiply_add": _multiply_add,
-    "prelu": lambda x, slope: torch.where(x > 0, x, x * slope),
-    "maximum": lambda x, least: torch.where(x < least, least, x),
-    "minimum": lambda x, most: torch.where(x > most, most, x),
-}
 
 
 # --- nodes ----------------------------------------------------------------------------------------

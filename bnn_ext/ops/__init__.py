@@ -23,6 +23,7 @@ from bnn_ext.ops.matrix_product import linear, linear_bits, linear_float, linear
 from bnn_ext.ops.packing import TILE_CHANNELS as TILE_CHANNELS
 from bnn_ext.ops.packing import flatten, pack, tile_weight, unpack
 from bnn_ext.ops.pooling import max_pool2d
+from bnn_ext.ops.real_values import elementwise
 from bnn_ext.ops.sequence import Call as Call
 from bnn_ext.ops.sequence import Sequence as Sequence
 
@@ -44,5 +45,6 @@ __all__ = [
     "binary_weight_linear_bits",
     "binary_weight_conv2d",
     "binary_weight_conv2d_bits",
+    "elementwise",
     "max_pool2d",
 ]

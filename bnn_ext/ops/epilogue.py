@@ -1,4 +1,4 @@
-"""What the fused operators share: the steps between their sums and their results."""
+"""The epilogue of the fused operators: the steps between their values and their results."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def empty_results(
     if dtype is not None:
         results.append(input.new_empty((*shape, channels), dtype=dtype))
     if threshold is not None:
-        results.append(input.new_empty((*shape, words(channels))))
+        results.append(input.new_empty((*shape, words(channels)), dtype=torch.int32))
     return results
 
 

@@ -31,6 +31,7 @@ from bnn_ext.ops.epilogue import STEPS, named, numbered
 from bnn_ext.ops.matrix_product import linear, linear_bits, linear_float, linear_fused
 from bnn_ext.ops.packing import flatten, pack
 from bnn_ext.ops.pooling import max_pool2d
+from bnn_ext.ops.real_values import elementwise
 
 _NONE = -1
 _DTYPES = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}  # by torch's own numbers
@@ -79,6 +80,7 @@ _OPERATORS = {
     "binary_weight_conv2d_bits": _packed(binary_weight_conv2d_bits),
     "max_pool2d": _packed(max_pool2d),
     "select_channels": _packed(select_channels),
+    "elementwise": _packed(elementwise),
     "permute": _Operator(_permute, _permute, {"input": "Tensor", "dims": "List[int]"}),
 }
 _NAMES = tuple(_OPERATORS)

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "cpu/epilogue.h"
 #include "cpu/operators.h"
 
 namespace bnn_ext::cpu {
@@ -123,27 +124,6 @@ void run(const Dot& dot, const Store& store) {
       });
 }
 
-FloatType float_type(ScalarType dtype, const char* name) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return FloatType::kFloat;
-    case ScalarType::Half:
-      return FloatType::kHalf;
-    case ScalarType::BFloat16:
-      return FloatType::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, name, " must be float32, float16 or bfloat16");
-  }
-}
-
-// The values with room behind them for a whole block to be read.
-template <typename T>
-std::vector<T> padded(const T* values, int64_t count) {
-  std::vector<T> result(values, values + count);
-  result.resize(count + kBlock);
-  return result;
-}
-
 }  // namespace
 
 Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape) {
@@ -165,74 +145,13 @@ std::vector<Tensor> dot_fused(const Dot& dot, std::vector<int64_t> shape,
                               const std::optional<ScalarType>& dtype,
                               const std::optional<Tensor>& threshold,
                               const std::optional<Tensor>& flip) {
-  const int64_t channels = channels_of(dot);
-  STD_TORCH_CHECK(dtype || threshold, "dtype or threshold must be given");
-  STD_TORCH_CHECK(threshold || !flip, "flip needs a threshold");
-  const auto thresholds = checked_vector(threshold, "threshold", channels, ScalarType::Float);
-  const auto flips = checked_vector(flip, "flip", word_count(channels), ScalarType::Int);
-  std::vector<int64_t> bits_shape = shape;
-  bits_shape.push_back(word_count(channels));
-  shape.push_back(channels);
-
-  std::vector<std::vector<float>> vectors;  // these two keep the memory that `steps` points to
-  std::vector<Tensor> maps;
-  const auto keep_vector = [&](const Tensor& operand) {
-    const Tensor vector = *checked_vector(operand, "operand", channels, ScalarType::Float);
-    vectors.push_back(padded(data<float>(vector), channels));
-    return vectors.back().data();
-  };
-  std::vector<Operand> steps;
-  size_t used = 0;
-  for (const int64_t operation : operations) {
-    STD_TORCH_CHECK(0 <= operation && operation < kOperations, "unknown operation ", operation);
-    Operand step = {};
-    step.operation = static_cast<Operation>(operation);
-    const bool two = step.operation == Operation::kMultiplyAdd;
-    STD_TORCH_CHECK(used + (two ? 2 : 1) <= operands.size(), "operands are too few");
-    const Tensor& operand = operands[used++];
-    if (two) {
-      step.channels = keep_vector(operand);
-      step.addend = keep_vector(operands[used++]);
-    } else if (operand.dim() == 1) {
-      step.channels = keep_vector(operand);
-    } else {
-      STD_TORCH_CHECK(shape_of(operand) == shape, "operand must have the output's shape");
-      maps.push_back(checked(operand, "operand", operand.scalar_type()));
-      step.type = float_type(operand.scalar_type(), "operand");
-      step.map = maps.back().const_data_ptr();
-    }
-    steps.push_back(step);
-  }
-  STD_TORCH_CHECK(used == operands.size(), "operands are too many");
-
-  Epilogue epilogue = {};
-  epilogue.channels = channels;
-  epilogue.operands = steps.data();
-  epilogue.operand_count = steps.size();
+  shape.push_back(channels_of(dot));
   // Where a group's bits start inside another group's word, whole rows are compared afterwards.
-  const bool apart = threshold && dot.groups > 1 && dot.out_channels % kWordBits != 0;
-  std::optional<Tensor> floats, bits;
-  if (dtype || apart) {
-    floats = new_tensor(shape, dtype.value_or(ScalarType::Float));
-    epilogue.floats = floats->mutable_data_ptr();
-    epilogue.type = float_type(floats->scalar_type(), "dtype");
-  }
-  std::vector<float> at_least;
-  if (threshold && !apart) {
-    bits = new_tensor(bits_shape, ScalarType::Int);
-    at_least = padded(data<float>(*thresholds), channels);
-    epilogue.bits = mutable_data<Word>(*bits);
-    epilogue.threshold = at_least.data();
-    epilogue.flip = data<Word>(flips);
-  }
+  const bool whole_words = dot.groups == 1 || dot.out_channels % kWordBits == 0;
+  const FusedOutputs outputs(shape, operations, operands, dtype, threshold, flip, whole_words);
   const EpilogueKernels& level = kernels().epilogue;
-  run(dot, [&](const SumTile& tile) { level.floats(epilogue, tile); });
-  if (apart) bits = pack(*floats, thresholds, flips);
-
-  std::vector<Tensor> results;
-  if (dtype) results.push_back(*floats);
-  if (threshold) results.push_back(*bits);
-  return results;
+  run(dot, [&](const SumTile& tile) { level.floats(outputs.epilogue(), tile); });
+  return outputs.results();
 }
 
 Tensor dot_float(const Dot& dot, std::vector<int64_t> shape, const std::optional<Tensor>& scale,

@@ -57,16 +57,15 @@ inline void copy_row(T* to, const T* from, int64_t channels) {
     __builtin_memcpy(to, from, channels * sizeof(T));
 }
 
-// One row of an operand that has a value per output.
-inline void load_row(const Operand& operand, int64_t index, int64_t channels, Row& row) {
-  if (operand.type == FloatType::kFloat) {
-    copy_row(row, static_cast<const float*>(operand.map) + index, channels);
+inline void load_row(const Map& map, int64_t index, int64_t channels, Row& row) {
+  if (map.type == FloatType::kFloat) {
+    copy_row(row, static_cast<const float*>(map.values) + index, channels);
     return;
   }
   uint16_t halves[kTileChannels];
-  copy_row(halves, static_cast<const uint16_t*>(operand.map) + index, channels);
+  copy_row(halves, static_cast<const uint16_t*>(map.values) + index, channels);
   for (int64_t lane = 0; lane < channels; lane += kLanes)
-    store_vector(row + lane, to_floats(load_vector<HalfVector>(halves + lane), operand.type));
+    store_vector(row + lane, to_floats(load_vector<HalfVector>(halves + lane), map.type));
 }
 
 // Rounds the values of half precision in `row` too.
@@ -89,7 +88,7 @@ inline void store_row(const Epilogue& epilogue, int64_t index, int64_t channels,
 template <typename Function>
 void update(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Operand& operand,
             Function function) {
-  if (!operand.map) {
+  if (!operand.map.values) {
     const float* values = operand.channels + tile.first_channel;
     for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
       const FloatVector x = load_vector<FloatVector>(values + lane);
@@ -100,7 +99,7 @@ void update(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Oper
   }
   for (int64_t i = 0; i < tile.window_count; ++i) {
     Row values;
-    load_row(operand, tile.positions[i] * epilogue.channels + tile.first_channel, tile.channels,
+    load_row(operand.map, tile.positions[i] * epilogue.channels + tile.first_channel, tile.channels,
              values);
     for (int64_t lane = 0; lane < tile.channels; lane += kLanes)
       store_vector(rows[i] + lane, function(load_vector<FloatVector>(rows[i] + lane),
@@ -140,22 +139,32 @@ void floats(const Epilogue& epilogue, const SumTile& tile) {
   const Word* flip = epilogue.flip ? epilogue.flip + first_word : nullptr;
 
   alignas(64) Row rows[kTileWindows];
-  for (int64_t i = 0; i < tile.window_count; ++i)
+  for (int64_t i = 0; i < tile.window_count; ++i) {
+    if (epilogue.input.values) {
+      load_row(epilogue.input, tile.positions[i] * epilogue.channels + tile.first_channel,
+               tile.channels, rows[i]);
+      continue;
+    }
     for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
       const IntVector sums = load_vector<IntVector>(tile.sums + i * kTileChannels + lane);
       store_vector(rows[i] + lane, __builtin_convertvector(sums, FloatVector));
     }
+  }
   for (int64_t i = 0; i < epilogue.operand_count; ++i)
     apply(tile, rows, epilogue, epilogue.operands[i]);
-  for (int64_t i = 0; i < tile.window_count; ++i) {
-    const int64_t position = tile.positions[i];
-    if (epilogue.floats)
-      store_row(epilogue, position * epilogue.channels + tile.first_channel, tile.channels,
+  const int64_t* positions = tile.positions;
+  if (epilogue.floats)
+    for (int64_t i = 0; i < tile.window_count; ++i)
+      store_row(epilogue, positions[i] * epilogue.channels + tile.first_channel, tile.channels,
                 rows[i]);
-    if (!epilogue.bits) continue;
-    pack_rows<float>({rows[i], 1, tile.channels, 0, epilogue.threshold + tile.first_channel, flip,
-                      epilogue.bits + position * row_words + first_word, row_words});
-  }
+  if (!epilogue.bits) return;
+  // Positions ascend; those without gaps, as most are, are packed in one call.
+  const int64_t last = tile.window_count - 1;
+  const int64_t run = positions[last] - positions[0] == last ? tile.window_count : 1;
+  for (int64_t i = 0; i < tile.window_count; i += run)
+    pack_rows<float>({rows[i], run, tile.channels, kTileChannels,
+                      epilogue.threshold + tile.first_channel, flip,
+                      epilogue.bits + positions[i] * row_words + first_word, row_words});
 }
 
 void thresholds(const Thresholds& thresholds, const SumTile& tile) {

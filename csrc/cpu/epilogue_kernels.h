@@ -1,4 +1,4 @@
-// What becomes of a tile of sums: what one CPU level offers.
+// What becomes of a tile of sums or of real values: what one CPU level offers.
 #pragma once
 
 #include "cpu/dot_kernels.h"
@@ -19,16 +19,22 @@ enum class Operation : int64_t {
 };
 constexpr int64_t kOperations = 6;
 
-// The operand is one value per output channel or, where `map` is not null, one per output.
+// A value for each output: [positions, all channels] of `type`.
+struct Map {
+  const void* values;
+  FloatType type;
+};
+
+// The operand is one value per output channel or, where `map` has values, one per output.
 struct Operand {
   Operation operation;
   const float* channels;  // readable up to a multiple of kBlock
   const float* addend;    // of kMultiplyAdd, which has no map: like `channels`
-  const void* map;        // [positions, all channels] of `type`
-  FloatType type;
+  Map map;
 };
 
 struct Epilogue {
+  Map input;         // what the steps start from where it has values, else the sums of the tile
   int64_t channels;  // of all groups: the length of a row of outputs
   const Operand* operands;
   int64_t operand_count;
@@ -48,7 +54,7 @@ struct Thresholds {
 };
 
 struct SumTile {
-  const int32_t* sums;       // [window_count][kTileChannels]
+  const int32_t* sums;       // [window_count][kTileChannels]; null where an epilogue has an input
   const int64_t* positions;  // output position of each window
   int64_t window_count;
   int64_t first_channel;  // counted over all groups

@@ -77,4 +77,10 @@ Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stri
 Tensor select_channels(const std::vector<Tensor>& inputs, const std::vector<int64_t>& channels,
                        const Tensor& index);
 
+std::vector<Tensor> elementwise(const Tensor& input, const std::vector<int64_t>& operations,
+                                const std::vector<Tensor>& operands,
+                                const std::optional<ScalarType>& dtype,
+                                const std::optional<Tensor>& threshold,
+                                const std::optional<Tensor>& flip);
+
 }  // namespace bnn_ext::cpu

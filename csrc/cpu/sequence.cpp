@@ -139,6 +139,7 @@ constexpr void (*kOperators[])(Reader&) = {
     call<binary_weight_conv2d_bits>,
     call<max_pool2d>,
     call<select_channels>,
+    call<elementwise>,
     call<permute>,
 };
 constexpr int64_t kOperatorCount = std::size(kOperators);
