@@ -1,6 +1,8 @@
 // The arguments of fused operators: checked, and as kernels take them.
 #include "cpu/epilogue.h"
 
+#include "cpu/operators.h"
+
 namespace bnn_ext::cpu {
 
 FloatType float_type(ScalarType dtype, const char* name) {
