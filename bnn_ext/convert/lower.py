@@ -449,12 +449,13 @@ class _Lowering:
 
     def format_of(self, node: GraphNode) -> torch.memory_format | None:
         """The memory format in which the call must see its map, None for any."""
-        if len(node.meta.get("shape", ())) != 4:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, GraphNode) or len(source.meta.get("shape", ())) != 4:
             return None
         if self.exact:
             if node.target not in _SUMS and node.target is not ir.product:
                 return None
-            last = node.args[0].meta["channels_last"]  # type: ignore[union-attr]
+            last = source.meta["channels_last"]
             return torch.channels_last if last else torch.contiguous_format
         self.result.rounds |= node.target in _SUMS
         return torch.channels_last if node.target == aten.convolution.default else None
