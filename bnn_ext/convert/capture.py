@@ -50,6 +50,7 @@ _SAME = {
     aten.lift_fresh.default,
     aten.lift_fresh_copy.default,
 }
+_STRIDES = {aten.as_strided.default, aten.as_strided_.default}
 _RESHAPES = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 _BATCH_NORMS = {
     aten.native_batch_norm.default,
@@ -243,6 +244,12 @@ class _Recorder(TorchDispatchMode):
             self._name(out, self.argument(args[0]))
             return out
 
+        if func in _STRIDES and _same_elements(args[0], *args[1:]):
+            node = self.argument(args[0])
+            out = func(*args, **kwargs)
+            self._name(out, node)
+            return out
+
         node = self._call(func, args, kwargs)  # before anything is written
         out = func(*args, **kwargs)
         if node.target == aten.reshape.default:  # a size may have been left open
@@ -327,6 +334,19 @@ def _is_plain_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     tensor = args[0]
     same_dtype = kwargs.get("dtype") in (None, tensor.dtype)
     return same_dtype and kwargs.get("device") in (None, tensor.device)
+
+
+def _same_elements(
+    tensor: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> bool:
+    """Whether a view by strides is the tensor itself, but for dimensions of one element.
+
+    torch.channels_last is told by these, so torch sets them where it pools a map to one position.
+    """
+    if len(size) != tensor.dim() or offset not in (None, tensor.storage_offset()):
+        return False
+    dims = zip(size, stride, tensor.shape, tensor.stride(), strict=True)
+    return all(n == m and (n == 1 or s == t) for n, s, m, t in dims)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
