@@ -25,9 +25,12 @@ def checked_by(kernel: Callable[..., _R]) -> Callable[[Callable[_P, _R]], Callab
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             if runs_now(args, kwargs):
                 try:
-                    return kernel(*args, **kwargs)
+                    result = kernel(*args, **kwargs)
                 except (RuntimeError, TypeError, ValueError):
                     pass
+                else:
+                    if _is_on_cpu(result):
+                        return result
             return wrapper(*args, **kwargs)
 
         return call
@@ -50,6 +53,13 @@ def runs_now(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     if not input.is_cpu or torch.compiler.is_compiling():
         return False
     return not (torch.is_grad_enabled() and _requires_grad((*args, *kwargs.values())))
+
+
+def _is_on_cpu(result: Any) -> bool:
+    """Whether a CPU kernel ran: an argument on another device lets another one run, if any."""
+    if isinstance(result, tuple):
+        result = result[0] if result[1] is None else result[1]
+    return bool(result.is_cpu)
 
 
 def _requires_grad(value: Any) -> bool:

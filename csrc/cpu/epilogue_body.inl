@@ -45,119 +45,131 @@ inline HalfVector to_halves(FloatVector values, FloatType type) {
   return halves;
 }
 
-// Rows of a tile are as long as kTileChannels; lanes past the last channel hold anything.
-typedef float Row[kTileChannels];
+// Rows of a tile go through their steps in pieces of kVectors vectors, which stay in registers: a
+// whole row is one piece, a shorter one is cut into single vectors. `lanes` of a piece are channels;
+// those past the last one hold anything.
+constexpr int kRowVectors = kTileChannels / kLanes;
 
-// A whole row, as most are, without a call of memcpy.
-template <typename T>
-inline void copy_row(T* to, const T* from, int64_t channels) {
-  if (channels == kTileChannels)
-    __builtin_memcpy(to, from, kTileChannels * sizeof(T));
-  else
-    __builtin_memcpy(to, from, channels * sizeof(T));
+struct Piece {
+  int64_t index;    // of its first value in a map
+  int64_t channel;  // its first one
+  int64_t lanes;
+};
+
+// What lies at `from`, or a copy in `room` where that ends before the last vector does.
+template <int kVectors, typename T>
+inline const T* readable(const T* from, int64_t lanes, T* room) {
+  if (lanes == kVectors * kLanes) return from;
+  __builtin_memcpy(room, from, lanes * sizeof(T));
+  return room;
 }
 
-inline void load_row(const Map& map, int64_t index, int64_t channels, Row& row) {
+template <int kVectors>
+inline void load(const Map& map, const Piece& piece, FloatVector* y) {
   if (map.type == FloatType::kFloat) {
-    copy_row(row, static_cast<const float*>(map.values) + index, channels);
+    float room[kVectors * kLanes];
+    const float* from = readable<kVectors>(static_cast<const float*>(map.values) + piece.index,
+                                           piece.lanes, room);
+    for (int v = 0; v < kVectors; ++v) y[v] = load_vector<FloatVector>(from + v * kLanes);
     return;
   }
-  uint16_t halves[kTileChannels];
-  copy_row(halves, static_cast<const uint16_t*>(map.values) + index, channels);
-  for (int64_t lane = 0; lane < channels; lane += kLanes)
-    store_vector(row + lane, to_floats(load_vector<HalfVector>(halves + lane), map.type));
+  uint16_t room[kVectors * kLanes];
+  const uint16_t* from = readable<kVectors>(static_cast<const uint16_t*>(map.values) + piece.index,
+                                            piece.lanes, room);
+  for (int v = 0; v < kVectors; ++v)
+    y[v] = to_floats(load_vector<HalfVector>(from + v * kLanes), map.type);
 }
 
-// Rounds the values of half precision in `row` too.
-inline void store_row(const Epilogue& epilogue, int64_t index, int64_t channels, Row& row) {
+// Rounds the values of half precision in `y` too.
+template <int kVectors>
+inline void store(const Epilogue& epilogue, const Piece& piece, FloatVector* y) {
+  const bool whole = piece.lanes == kVectors * kLanes;
   if (epilogue.type == FloatType::kFloat) {
-    copy_row(static_cast<float*>(epilogue.floats) + index, row, channels);
+    float* to = static_cast<float*>(epilogue.floats) + piece.index;
+    if (whole)
+      for (int v = 0; v < kVectors; ++v) store_vector(to + v * kLanes, y[v]);
+    else
+      __builtin_memcpy(to, y, piece.lanes * sizeof *to);
     return;
   }
-  uint16_t halves[kTileChannels];
-  for (int64_t lane = 0; lane < channels; lane += kLanes) {
-    const HalfVector rounded = to_halves(load_vector<FloatVector>(row + lane), epilogue.type);
-    store_vector(halves + lane, rounded);
-    store_vector(row + lane, to_floats(rounded, epilogue.type));
+  HalfVector rounded[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    rounded[v] = to_halves(y[v], epilogue.type);
+    y[v] = to_floats(rounded[v], epilogue.type);
   }
-  copy_row(static_cast<uint16_t*>(epilogue.floats) + index, halves, channels);
+  uint16_t* to = static_cast<uint16_t*>(epilogue.floats) + piece.index;
+  __builtin_memcpy(to, rounded, whole ? sizeof rounded : piece.lanes * sizeof *to);
 }
 
-// value = function(value, operand) for all values of a tile. One operand at a time over the whole
-// tile, which is in the L1 cache: so nothing is decided in the inner loops.
-template <typename Function>
-void update(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Operand& operand,
-            Function function) {
-  if (!operand.map.values) {
-    const float* values = operand.channels + tile.first_channel;
-    for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
-      const FloatVector x = load_vector<FloatVector>(values + lane);
-      for (int64_t i = 0; i < tile.window_count; ++i)
-        store_vector(rows[i] + lane, function(load_vector<FloatVector>(rows[i] + lane), x));
-    }
-    return;
-  }
-  for (int64_t i = 0; i < tile.window_count; ++i) {
-    Row values;
-    load_row(operand.map, tile.positions[i] * epilogue.channels + tile.first_channel, tile.channels,
-             values);
-    for (int64_t lane = 0; lane < tile.channels; lane += kLanes)
-      store_vector(rows[i] + lane, function(load_vector<FloatVector>(rows[i] + lane),
-                                            load_vector<FloatVector>(values + lane)));
-  }
-}
-
-void multiply_add(const SumTile& tile, Row* rows, const Operand& operand) {
-  const float* factors = operand.channels + tile.first_channel;
-  const float* addends = operand.addend + tile.first_channel;
-  for (int64_t i = 0; i < tile.window_count; ++i)
-    for (int64_t lane = 0; lane < tile.channels; lane += kLanes)
-      fused_multiply_add(rows[i] + lane, factors + lane, addends + lane);
-}
-
-void apply(const SumTile& tile, Row* rows, const Epilogue& epilogue, const Operand& operand) {
-  const auto by = [&](auto function) { update(tile, rows, epilogue, operand, function); };
+template <int kVectors>
+inline void apply(const Operand& operand, const Piece& piece, FloatVector* y) {
+  FloatVector x[kVectors];
+  if (operand.map.values)
+    load<kVectors>(operand.map, piece, x);
+  else
+    for (int v = 0; v < kVectors; ++v)
+      x[v] = load_vector<FloatVector>(operand.channels + piece.channel + v * kLanes);
   switch (operand.operation) {
     case Operation::kMultiply:
-      return by([](FloatVector y, FloatVector x) { return y * x; });
+      for (int v = 0; v < kVectors; ++v) y[v] *= x[v];
+      break;
     case Operation::kAdd:
-      return by([](FloatVector y, FloatVector x) { return y + x; });
+      for (int v = 0; v < kVectors; ++v) y[v] += x[v];
+      break;
     case Operation::kPrelu:
-      return by([](FloatVector y, FloatVector x) { return y > 0.0f ? y : y * x; });
+      for (int v = 0; v < kVectors; ++v) y[v] = y[v] > 0.0f ? y[v] : y[v] * x[v];
+      break;
     case Operation::kMaximum:
-      return by([](FloatVector y, FloatVector x) { return y < x ? x : y; });
+      for (int v = 0; v < kVectors; ++v) y[v] = y[v] < x[v] ? x[v] : y[v];
+      break;
     case Operation::kMinimum:
-      return by([](FloatVector y, FloatVector x) { return y > x ? x : y; });
+      for (int v = 0; v < kVectors; ++v) y[v] = y[v] > x[v] ? x[v] : y[v];
+      break;
     case Operation::kMultiplyAdd:
-      return multiply_add(tile, rows, operand);
+      for (int v = 0; v < kVectors; ++v)
+        fused_multiply_add(reinterpret_cast<float*>(&y[v]), reinterpret_cast<const float*>(&x[v]),
+                           operand.addend + piece.channel + v * kLanes);
+      break;
   }
+}
+
+// One piece from its sums, or from a map, to floats and to `row`, of which bits are made.
+template <int kVectors>
+inline void finish(const Epilogue& epilogue, const int32_t* sums, const Piece& piece, float* row) {
+  FloatVector y[kVectors];
+  if (epilogue.input.values)
+    load<kVectors>(epilogue.input, piece, y);
+  else
+    for (int v = 0; v < kVectors; ++v)
+      y[v] = __builtin_convertvector(load_vector<IntVector>(sums + v * kLanes), FloatVector);
+  for (int64_t step = 0; step < epilogue.operand_count; ++step)
+    apply<kVectors>(epilogue.operands[step], piece, y);
+  if (epilogue.floats) store<kVectors>(epilogue, piece, y);
+  if (epilogue.bits)
+    for (int v = 0; v < kVectors; ++v) store_vector(row + v * kLanes, y[v]);
 }
 
 void floats(const Epilogue& epilogue, const SumTile& tile) {
-  const int64_t row_words = word_count(epilogue.channels);
-  const int64_t first_word = tile.first_channel / kWordBits;
-  const Word* flip = epilogue.flip ? epilogue.flip + first_word : nullptr;
-
-  alignas(64) Row rows[kTileWindows];
+  alignas(64) float rows[kTileWindows][kTileChannels];
+  const int64_t* positions = tile.positions;
   for (int64_t i = 0; i < tile.window_count; ++i) {
-    if (epilogue.input.values) {
-      load_row(epilogue.input, tile.positions[i] * epilogue.channels + tile.first_channel,
-               tile.channels, rows[i]);
+    const int64_t index = positions[i] * epilogue.channels + tile.first_channel;
+    const int32_t* sums = tile.sums + i * kTileChannels;
+    if (tile.channels == kTileChannels) {
+      finish<kRowVectors>(epilogue, sums, {index, tile.first_channel, kTileChannels}, rows[i]);
       continue;
     }
     for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
-      const IntVector sums = load_vector<IntVector>(tile.sums + i * kTileChannels + lane);
-      store_vector(rows[i] + lane, __builtin_convertvector(sums, FloatVector));
+      const int64_t left = tile.channels - lane;
+      finish<1>(epilogue, sums + lane,
+                {index + lane, tile.first_channel + lane, left < kLanes ? left : kLanes},
+                rows[i] + lane);
     }
   }
-  for (int64_t i = 0; i < epilogue.operand_count; ++i)
-    apply(tile, rows, epilogue, epilogue.operands[i]);
-  const int64_t* positions = tile.positions;
-  if (epilogue.floats)
-    for (int64_t i = 0; i < tile.window_count; ++i)
-      store_row(epilogue, positions[i] * epilogue.channels + tile.first_channel, tile.channels,
-                rows[i]);
   if (!epilogue.bits) return;
+  const int64_t row_words = word_count(epilogue.channels);
+  const int64_t first_word = tile.first_channel / kWordBits;
+  const Word* flip = epilogue.flip ? epilogue.flip + first_word : nullptr;
   // Positions ascend; those without gaps, as most are, are packed in one call.
   const int64_t last = tile.window_count - 1;
   const int64_t run = positions[last] - positions[0] == last ? tile.window_count : 1;
