@@ -24,12 +24,20 @@ def one_by_one(inputs: dict[str, Tensor], calls: list[Call], outputs: list[str])
     values = dict(inputs)
 
     def resolved(argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [resolved(value) for value in argument]
         return values[argument] if isinstance(argument, str) else argument
 
     for call in calls:
-        arguments = {name: resolved(argument) for name, argument in call.arguments.items()}
-        if "steps" in arguments:
-            arguments["steps"] = [(name, resolved(y)) for name, y in arguments["steps"]]
+        arguments = {
+            name: resolved(argument)
+            for name, argument in call.arguments.items()
+            if name != "steps"
+        }
+        if "steps" in call.arguments:
+            arguments["steps"] = [
+                (name, *map(resolved, operands)) for name, *operands in call.arguments["steps"]
+            ]
         wrapper = torch.permute if call.operator == "permute" else getattr(ops, call.operator)
         results = wrapper(**arguments)
         results = results if isinstance(results, tuple) else (results,)
@@ -84,6 +92,20 @@ class Network:
         if self.random.random() < 0.5:
             nhwc = self.name()
             self.calls.append(Call("permute", {"input": value, "dims": (0, 2, 3, 1)}, (nhwc,)))
+            if self.random.random() < 0.5:
+                steps = [("multiply_add", *random_affine(self.channels))]
+                threshold = torch.randn(self.channels)
+                floats, bits = self.add(
+                    "elementwise",
+                    self.name(),
+                    self.name(),
+                    input=nhwc,
+                    steps=steps,
+                    dtype=torch.float32,
+                    threshold=threshold,
+                )
+                self.residual = (floats, self.channels)
+                return self.packed(bits)
             threshold = torch.randn(self.channels) if self.random.random() < 0.5 else None
             flip = None if threshold is None else random_packed(self.channels)
             (bits,) = self.add("pack", self.name(), input=nhwc, threshold=threshold, flip=flip)
@@ -122,7 +144,7 @@ class Network:
 
     def packed(self, bits: str) -> None:
         """From a packed map."""
-        kind = self.random.choice(("sums", "float", "bits", "fused", "fused", "pool", "rows"))
+        kind = self.random.choice(("sums", "float", "bits", "fused", "fused", "pool", "select", "rows"))
         if kind == "rows" or self.count > 12:
             features = self.channels * self.size[0] * self.size[1]
             (rows,) = self.add("flatten", self.name(), packed=bits, channels=self.channels)
@@ -139,6 +161,18 @@ class Network:
             )
             self.size = [-(-side // 2) for side in self.size]
             self.residual = None
+            return self.packed(bits)
+
+        if kind == "select":
+            index = torch.randperm(2 * self.channels, dtype=torch.int32)[: self.channels + 3]
+            (bits,) = self.add(
+                "select_channels",
+                self.name(),
+                inputs=[bits, bits],
+                channels=[self.channels] * 2,
+                index=index,
+            )
+            self.channels += 3
             return self.packed(bits)
 
         groups = self.random.choice([g for g in (1, 2, 5) if self.channels % g == 0])
@@ -176,6 +210,7 @@ class Network:
     def fused(self, arguments: dict[str, Any], out: int) -> str:
         scale, bias = random_affine(out)
         steps: list[ops.Step] = [("multiply", scale), ("add", bias), ("prelu", torch.rand(out))]
+        steps.append(("multiply_add", *random_affine(out)))
         if self.residual is not None and self.residual[1] == out:
             steps.insert(self.random.randrange(4), ("add", self.residual[0]))
         dtype = self.random.choice((None, *FLOATS))

@@ -59,7 +59,8 @@ class PackedLayer(nn.Module):
             x.permute(0, 2, 3, 1) if i in self.map_inputs else x for i, x in enumerate(inputs)
         ]
         operator, arguments = self.call(given)
-        results = getattr(ops, operator)(**arguments)
+        first = next(iter(arguments))  # the input; operators that get it by position check faster
+        results = getattr(ops, operator)(arguments.pop(first), **arguments)
         if isinstance(results, Tensor):
             return results.permute(0, 3, 1, 2) if self.gives_map else results
         floats, bits = results

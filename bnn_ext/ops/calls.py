@@ -45,7 +45,7 @@ def checked_by_kernel(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def runs_now(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether a kernel will run on the CPU: nothing is traced or faked, no gradient is asked."""
-    input = args[0] if args else kwargs.get("input")
+    input = args[0] if args else None
     if isinstance(input, (tuple, list)) and input:
         input = input[0]
     if not isinstance(input, Tensor) or type(input) not in (Tensor, nn.Parameter):
