@@ -112,6 +112,8 @@ def apply_step(y: Tensor, name: str, *operands: Tensor) -> Tensor:
     operand = operands[0].float()
     if name == "multiply":
         return y * operand
+    if name == "divide":
+        return y / operand
     if name == "add":
         return y + operand
     if name == "prelu":

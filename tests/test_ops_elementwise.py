@@ -151,7 +151,7 @@ def test_wrong_arguments_of_the_operator_itself():
         ({"input": torch.ones(2, 5).double()}, TypeError, "^input must be torch.float32"),
         ({"input": torch.tensor(1.0)}, ValueError, "^input must have at least 1 dimension"),
         ({"input": torch.ones(2, 5, requires_grad=True)}, ValueError, "^input must not require"),
-        ({"steps": [("divide", torch.ones(5))]}, ValueError, "steps must be named .* 'divide'"),
+        ({"steps": [("power", torch.ones(5))]}, ValueError, "steps must be named .* 'power'"),
         ({"steps": [("add", torch.ones(5, 2))]}, ValueError, r"shape \(2, 5\), found .*\(5, 2\)"),
         ({"steps": [("add", torch.ones(5).to("meta"))]}, ValueError, "must be on cpu"),
         ({"dtype": None}, ValueError, "^dtype or threshold must be given"),

@@ -41,6 +41,8 @@ def steps_for(shape: tuple[int, ...], dtype: torch.dtype) -> list[ops.Step]:
         ("minimum", torch.rand(channels) + 1),
         ("prelu", torch.rand(shape).to(dtype)),
         ("multiply_add", scale, bias),
+        ("divide", scale),
+        ("divide", torch.randn(shape).to(dtype)),
     ]
 
 
@@ -290,7 +292,7 @@ def test_other_devices_finish_with_the_same_formula():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"steps": [("divide", torch.ones(5))]}, ValueError, "steps must be named .* 'divide'"),
+        ({"steps": [("power", torch.ones(5))]}, ValueError, "steps must be named .* 'power'"),
         ({"steps": [("add", 1.0)]}, TypeError, "operand of 'add' in steps must be a tensor"),
         ({"steps": [("add", torch.ones(4))]}, ValueError, "must have 5 elements, found 4"),
         ({"steps": [("add", torch.ones(2, 4))]}, ValueError, r"shape \(2, 5\), found .*\(2, 4\)"),

@@ -454,9 +454,9 @@ NHWC = Call("permute", {"input": "y", "dims": (0, 2, 3, 1)}, ("view",))
         ([Call("pack", {"input": "x"}, ("a", "b"))], ["a"], r"results of pack must be \(a name\)"),
         ([Call("linear_fused", LINEAR, ("a", "b"))], ["a"], r"must be \(a name, None\)"),
         (
-            [Call("linear_fused", LINEAR | {"steps": [("divide", torch.ones(5))]}, ("a", None))],
+            [Call("linear_fused", LINEAR | {"steps": [("power", torch.ones(5))]}, ("a", None))],
             ["a"],
-            "steps must be named multiply, .* found 'divide'",
+            "steps must be named multiply, .* found 'power'",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from bnn_ext.ops.checks import (
 from bnn_ext.reference import Step, words
 
 # Numbered as in epilogue_kernels.h.
-STEPS = ("multiply", "add", "prelu", "maximum", "minimum", "multiply_add")
+STEPS = ("multiply", "add", "prelu", "maximum", "minimum", "multiply_add", "divide")
 
 
 def operand_count(name: str) -> int:

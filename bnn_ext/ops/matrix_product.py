@@ -175,7 +175,8 @@ def linear_fused(
 
     The sums become float32; each step is one operation on them, rounded once:
 
-    - `("multiply", operand)`, `("add", operand)`: scales, biases, residual connections;
+    - `("multiply", operand)`, `("divide", operand)`, `("add", operand)`: scales, biases, residual
+      connections;
     - `("prelu", slope)`: `y if y > 0 else y * slope`;
     - `("maximum", low)`, `("minimum", high)`: the bounds of a clip; NaN stays;
     - `("multiply_add", factor, addend)`: product and sum rounded once together, as torch's

@@ -130,6 +130,9 @@ inline void apply(const Operand& operand, const Piece& piece, FloatVector* y) {
         fused_multiply_add(reinterpret_cast<float*>(&y[v]), reinterpret_cast<const float*>(&x[v]),
                            operand.addend + piece.channel + v * kLanes);
       break;
+    case Operation::kDivide:
+      for (int v = 0; v < kVectors; ++v) y[v] /= x[v];
+      break;
   }
 }
 

@@ -16,8 +16,9 @@ enum class Operation : int64_t {
   kMaximum = 3,      // y < operand ? operand : y, so that NaN stays
   kMinimum = 4,      // y > operand ? operand : y
   kMultiplyAdd = 5,  // y * operand + addend
+  kDivide = 6,       // y / operand
 };
-constexpr int64_t kOperations = 6;
+constexpr int64_t kOperations = 7;
 
 // A value for each output: [positions, all channels] of `type`.
 struct Map {

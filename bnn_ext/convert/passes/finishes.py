@@ -130,6 +130,8 @@ def _candidates(node: Node, input: Node, channels: int) -> Iterator[list[Step]]:
         values = vector(args[1])
         if values is not None:
             yield [Step("add", (-values,))]
+    elif target in (aten.div.Tensor, aten.div.Scalar) and args[0] is input:
+        yield from one("divide", args[1])
     elif target == aten.neg.default:
         yield from one("multiply", -1.0)
     elif target == aten.relu.default:
