@@ -262,7 +262,7 @@ def test_wrong_arguments_of_the_operator_itself():
         ([5], [one], torch.float32, None),
         ([5], [one, torch.ones(2, 5)], torch.float32, None),
         ([5, 0], [one, one], torch.float32, None),
-        ([6], [one], torch.float32, None),
+        ([7], [one], torch.float32, None),
         ([-1], [one], torch.float32, None),
         ([0], [torch.ones(4)], torch.float32, None),
         ([0], [torch.ones(2, 4)], torch.float32, None),
