@@ -15,6 +15,8 @@ Nodes are functional ATen calls in few spellings: in-place operators become what
     shape            of the result (for the batch of the examples)
     dtype, device    of the result
     channels_last    whether its memory is in torch.channels_last
+    reads            of a call: the memory format of its first argument, torch.preserve_format for a
+                     part of a larger tensor; torch rounds otherwise in another one
     layer, kind      name and class of the innermost module that made the call
     call             name of the node, which passes hand on to what takes its place
     tensor           of a constant (`get_attr`): its value
@@ -50,7 +52,6 @@ _SAME = {
     aten.lift_fresh.default,
     aten.lift_fresh_copy.default,
 }
-_STRIDES = {aten.as_strided.default, aten.as_strided_.default}
 _RESHAPES = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 _BATCH_NORMS = {
     aten.native_batch_norm.default,
@@ -239,18 +240,15 @@ class _Recorder(TorchDispatchMode):
                 f"{self._where()} reads a value in Python: what it did for the example is kept"
             )
             return func(*args, **kwargs)
-        if func in _SAME or _is_plain_copy(func, args, kwargs):
+        if func in _SAME or _is_plain_copy(func, args, kwargs) or _is_same_view(func, args):
+            same = self.argument(args[0])
             out = func(*args, **kwargs)
-            self._name(out, self.argument(args[0]))
-            return out
-
-        if func in _STRIDES and _same_elements(args[0], *args[1:]):
-            node = self.argument(args[0])
-            out = func(*args, **kwargs)
-            self._name(out, node)
+            self._name(out, same)
             return out
 
         node = self._call(func, args, kwargs)  # before anything is written
+        first = next(filter(torch.is_tensor, pytree.arg_tree_leaves(*args, **kwargs)))
+        node.meta["reads"] = _memory_format(first)
         out = func(*args, **kwargs)
         if node.target == aten.reshape.default:  # a size may have been left open
             node.args = (node.args[0], list(out.shape))
@@ -327,6 +325,12 @@ def _place(layer: str, kind: str) -> str:
     return f"{kind} at {layer}" if layer else kind
 
 
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    if is_channels_last(tensor):
+        return torch.channels_last
+    return torch.contiguous_format if tensor.is_contiguous() else torch.preserve_format
+
+
 def _is_plain_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """A cast to the dtype and device that the tensor has."""
     if func is not aten._to_copy.default:
@@ -336,17 +340,15 @@ def _is_plain_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return same_dtype and kwargs.get("device") in (None, tensor.device)
 
 
-def _same_elements(
-    tensor: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None
-) -> bool:
-    """Whether a view by strides is the tensor itself, but for dimensions of one element.
-
-    torch.channels_last is told by these, so torch sets them where it pools a map to one position.
-    """
-    if len(size) != tensor.dim() or offset not in (None, tensor.storage_offset()):
+def _is_same_view(func: Any, args: tuple[Any, ...]) -> bool:
+    """Other strides only where they say nothing, in dimensions of size 1."""
+    if func not in (aten.as_strided.default, aten.as_strided_.default) or len(args) > 3:
         return False
-    dims = zip(size, stride, tensor.shape, tensor.stride(), strict=True)
-    return all(n == m and (n == 1 or s == t) for n, s, m, t in dims)
+    tensor, size, strides = args
+    return list(tensor.shape) == list(size) and all(
+        ours == theirs or n == 1
+        for n, ours, theirs in zip(size, tensor.stride(), strides, strict=True)
+    )
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -59,7 +59,7 @@ def direction(node: Node) -> Tensor | str:
         return f"{name} is not known to be monotone in each channel"
     if isinstance(slope, str):
         return slope
-    return slope.expand(shape[1]) if slope.numel() == 1 else slope.flatten()
+    return slope.flatten().expand(shape[1])
 
 
 def _slope(node: Node, input: Node) -> Tensor | str | None:

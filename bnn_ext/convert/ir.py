@@ -148,7 +148,15 @@ def call(
     return node
 
 
-_DESCRIPTION = ("shape", "dtype", "device", "channels_last", "layer", "kind")
+_DESCRIPTION = (
+    "shape",
+    "dtype",
+    "device",
+    "channels_last",
+    "reads",
+    "layer",
+    "kind",
+)
 
 
 def replace(node: Node, by: Node) -> None:

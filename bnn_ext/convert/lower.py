@@ -37,6 +37,16 @@ _SUMS = {
     aten.avg_pool2d.default,
     aten._adaptive_avg_pool2d.default,
 }
+# These give the same in every memory format: each result is rounded once, or not at all. All other
+# calls may have another algorithm for each format.
+_ROUND_ONCE = {
+    getattr(aten, name)
+    for name in (
+        "abs add cat clamp clamp_max clamp_min constant_pad_nd div eq expand flatten flip ge gt hardtanh "
+        "index_select le lt max_pool2d maximum minimum mul ne neg relu reshape select slice split "
+        "split_with_sizes sub where _to_copy"
+    ).split()
+}
 
 
 @dataclass
@@ -215,7 +225,9 @@ class _Lowering:
         if comparison.target is ir.sign:
             channels = comparison.meta["shape"][1]
             return {"threshold": torch.zeros(channels, device=comparison.meta["device"])}
-        return _threshold(comparison)
+        found = _threshold(comparison)
+        # That of sums which something else takes, too, is an integer.
+        return found | {"threshold": found["threshold"].float()}
 
     def product_arguments(self, product: GraphNode) -> tuple[Tensor, dict[str, Any]]:
         """The packed weight in the order of the input's channels, and the geometry."""
@@ -317,7 +329,7 @@ class _Lowering:
         if ir.calls(value, ir.product) and value not in self.floats:
             self.product_bits(value, node)
             return
-        arguments: dict[str, Any] = {} if node.target is ir.sign else _threshold(node)
+        arguments = {} if node.target is ir.sign else self.float_threshold(node)
         module = packed.Pack(_is_map(node), **arguments)
         self.emit_bits(node, (self.float_value(value),), module, suffix=".pack")
 
@@ -449,14 +461,13 @@ class _Lowering:
 
     def format_of(self, node: GraphNode) -> torch.memory_format | None:
         """The memory format in which the call must see its map, None for any."""
-        source = node.args[0] if node.args else None
-        if not isinstance(source, GraphNode) or len(source.meta.get("shape", ())) != 4:
-            return None
         if self.exact:
-            if node.target not in _SUMS and node.target is not ir.product:
+            if node.target is ir.select and any(map(_reads_part, node.users)):
+                source = node.args[0].meta  # type: ignore[union-attr]
+                return torch.channels_last if source["channels_last"] else torch.contiguous_format
+            if getattr(node.target, "overloadpacket", None) in _ROUND_ONCE or _reads_part(node):
                 return None
-            last = source.meta["channels_last"]
-            return torch.channels_last if last else torch.contiguous_format
+            return node.meta.get("reads")  # None where only values are moved
         self.result.rounds |= node.target in _SUMS
         return torch.channels_last if node.target == aten.convolution.default else None
 
@@ -500,6 +511,11 @@ def _is_map(node: GraphNode) -> bool:
 def _threshold(comparison: GraphNode) -> dict[str, Tensor | None]:
     threshold, rising = (n.meta["tensor"] for n in comparison.args[1:])  # type: ignore[union-attr]
     return {"threshold": threshold, "flip": None if bool(rising.all()) else pack_bits(~rising)}
+
+
+def _reads_part(node: GraphNode) -> bool:
+    """Whether the call of the model had a part of a larger tensor before it."""
+    return node.meta.get("reads") is torch.preserve_format
 
 
 def _only_weights_see(node: GraphNode) -> bool:

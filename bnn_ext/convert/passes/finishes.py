@@ -175,7 +175,10 @@ def _batch_norm(node: Node) -> Iterator[list[Step]]:
 
 @torch.no_grad()
 def _same(node: Node, input: Node, steps: list[Step]) -> bool:
-    """Whether the steps give what the call gives, bit for bit, on probes in its own shape."""
+    """Whether the steps give what the call gives, bit for bit, on probes.
+
+    These have its shape and memory format, since torch rounds otherwise in another one.
+    """
     shape = (2, *input.meta["shape"][1:2], *[8] * (len(input.meta["shape"]) - 2))
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(shape, generator=generator) * torch.logspace(-3, 3, shape[1])[
@@ -183,6 +186,11 @@ def _same(node: Node, input: Node, steps: list[Step]) -> bool:
     ].view(-1, *[1] * (len(shape) - 2))
     integers = torch.randint(-4096, 4097, shape, generator=generator).float()
     probes = torch.cat([probes, integers, torch.zeros(shape)]).to(input.meta["device"])
+    reads = node.meta.get("reads")
+    if reads is torch.channels_last:
+        probes = probes.contiguous(memory_format=reads)
+    elif reads is torch.preserve_format:
+        probes = torch.cat([probes, probes], 1)[:, : shape[1]]
     known = {n: n.meta["tensor"] for n in node.all_input_nodes if not ir.is_variable(n)}
     known[input] = probes
     expected = ir.compute(node, known)

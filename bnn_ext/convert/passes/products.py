@@ -89,6 +89,8 @@ def as_binary(weight: Tensor) -> Binary | None:
     if count > _FEW * rows.numel() or not bool(rows.isfinite().all()):
         return None
     scale = sizes.sum(1) / (rows.shape[1] - zeros.sum(1)).clamp_min(1)
+    if rows.shape[1] == 1 and not bool((scale == 1).all()):
+        return None  # one weight alone is ±s whatever it is
     off = torch.where(zeros, 0, (sizes - scale[:, None]).abs())
     if bool((off > _ROUNDING * scale[:, None]).any()):
         return None
@@ -116,7 +118,12 @@ def _geometry(node: Node) -> Geometry | str:
         return "transposed convolutions have no packed kernels"
     if weight.dim() != 4:
         return "only linear layers and 2-d convolutions have packed kernels"
-    return tuple(stride), tuple(padding), tuple(dilation), groups, 0  # type: ignore[arg-type]
+    # One number for both axes is a list of one in some calls.
+    stride, padding, dilation = (
+        tuple(sizes) * (2 // len(sizes))  # type: ignore[arg-type]
+        for sizes in (stride, padding, dilation)
+    )
+    return stride, padding, dilation, groups, 0
 
 
 def _padding_of_signs(

@@ -138,7 +138,8 @@ class _Pass:
             if ir.calls(user, ir.sign):
                 return user
         with self.graph.inserting_after(value):
-            return ir.call(self.graph, ir.sign, (value,), value)
+            layer, kind = self.sign.meta["layer"], self.sign.meta["kind"]  # an input has none
+            return ir.call(self.graph, ir.sign, (value,), value, layer=layer, kind=kind)
 
     def compared(self, value: Node, chain: Chain, integers: bool) -> Node | None:
         """The chain's sign as a comparison of the value."""
