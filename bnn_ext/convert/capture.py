@@ -17,6 +17,7 @@ Nodes are functional ATen calls in few spellings: in-place operators become what
     channels_last    whether its memory is in torch.channels_last
     reads            of a call: the memory format of its first argument, torch.preserve_format for a
                      part of a larger tensor; torch rounds otherwise in another one
+    zeros            share of the result that is 0, if it is of floats
     layer, kind      name and class of the innermost module that made the call
     call             name of the node, which passes hand on to what takes its place
     tensor           of a constant (`get_attr`): its value
@@ -207,6 +208,8 @@ class _Recorder(TorchDispatchMode):
         self._alive.append(tensor)
         if "shape" not in node.meta:
             node.meta |= self._meta(tensor) | {"call": node.name}
+            if tensor.is_floating_point() and tensor.numel():
+                node.meta["zeros"] = float((tensor == 0).double().mean())
             if self._keep_values:
                 node.meta["value"] = tensor.detach().clone()
 

@@ -64,7 +64,7 @@ class Origins:
                 row.bytes_after += sum(tensor.nbytes for tensor in module.tensors().values())
             if node.target is ir.product:
                 row.status, row.reason = _product(node, lowered)
-            elif isinstance(module, TorchCall) and not row.reason:
+            elif isinstance(module, TorchCall) and ("left" in node.meta or not row.reason):
                 row.status = LEFT
                 row.reason = node.meta.get("left", "real")
             for absorbed in node.meta.get("absorbed", ()):

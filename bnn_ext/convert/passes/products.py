@@ -23,6 +23,7 @@ from bnn_ext.convert.ir import aten
 # Weights are known up to a scale: what a straight-through estimator adds and takes away again
 # leaves some rounding. A real weight comes nowhere near.
 _ROUNDING = 2.0**-10
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of packed layers
 _FEW = 0.01  # of a weight may be 0, the sign of 0 in most code
 
 # Elementwise calls that may stand between a value and its sign.
@@ -35,6 +36,9 @@ _ELEMENTWISE = {
         "zeros_like full_like"
     ).split()
 }
+# Where the sign of 0 is not +1, so many values may be 0: by chance, not by a ReLU, by padding or in
+# sums of signs.
+_FEW_ZEROS = 1e-3
 _DEEPEST = 40  # calls between a value and its sign
 
 _PROBES = (1e-30, 1e-6, 1e-3, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 2.0, 10.0, 1e3)
@@ -55,6 +59,10 @@ def find_products(graph: Graph) -> None:
         weight = _weight(node)
         binary = None if weight is None else as_binary(weight)
         if binary is None:
+            continue
+        if node.meta["dtype"] not in _DTYPES:
+            dtype = str(node.meta["dtype"]).removeprefix("torch.")
+            node.meta["left"] = f"computes in {dtype}; use float32, float16 or bfloat16"
             continue
         geometry = _geometry(node)
         if isinstance(geometry, str):
@@ -232,7 +240,7 @@ def _source_of_sign(node: Node) -> tuple[Node, str] | None:
         if len(frontier) == 1:
             (source,) = frontier
             note = _why_sign(region, source)
-            if note is not None:
+            if note == "" or note is not None and source.meta.get("zeros", 0) <= _FEW_ZEROS:
                 return source, note
     return None
 
@@ -261,7 +269,10 @@ def _why_sign(region: list[Node], source: Node) -> str | None:
                     return None  # a shift or slope of its own for each channel: not a bare sign
                 values[constant] = tensor.reshape(())
     device = next((t.device for t in values.values() if isinstance(t, Tensor)), None)
-    probes = torch.tensor([*_PROBES, *(-p for p in _PROBES), 0.0, -0.0], dtype=dtype, device=device)
+    positive = torch.tensor(_PROBES, dtype=dtype, device=device)
+    positive = positive[positive > 0]  # the smallest are 0 in half precision
+    zeros = positive.new_tensor([0.0, -0.0])
+    probes = torch.cat([positive, -positive, zeros])
     values[source] = probes
     for node in region:
         values[node] = ir.compute(node, values)
