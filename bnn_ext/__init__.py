@@ -9,7 +9,7 @@ from importlib.metadata import version as _version
 
 from bnn_ext import nn, ops, quantizers
 from bnn_ext._extension import cpu_capability
-from bnn_ext.convert import convert, load, save, summary, verify
+from bnn_ext.convert import convert, load, save, summary, to_float, verify
 
 __version__ = _version("bnn_ext")
 
@@ -22,5 +22,6 @@ __all__ = [
     "quantizers",
     "save",
     "summary",
+    "to_float",
     "verify",
 ]

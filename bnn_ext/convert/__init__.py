@@ -13,6 +13,7 @@ reporting.py    what became of every layer
 report.py       the report itself
 verify.py       the converted network against the original
 files.py        save and load
+to_float.py     back to a plain torch network
 summary.py      parameters, bytes and multiply-accumulates by bit width
 tables.py       tables for people
 """
@@ -22,6 +23,7 @@ from bnn_ext.convert.files import load, save
 from bnn_ext.convert.network import PackedNetwork
 from bnn_ext.convert.report import LayerReport, Report
 from bnn_ext.convert.summary import Summary, summary
+from bnn_ext.convert.to_float import to_float
 from bnn_ext.convert.verify import LayerDifference, Verification, verify
 
 __all__ = [
@@ -35,5 +37,6 @@ __all__ = [
     "load",
     "save",
     "summary",
+    "to_float",
     "verify",
 ]

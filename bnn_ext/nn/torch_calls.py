@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class TorchCall(PackedLayer):
         self.operator = operator
         self.arguments = list(arguments)
         self.keywords = dict(keywords or {})
-        self._function = _function(operator)
+        self.function = _function(operator)
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
 
@@ -108,31 +109,33 @@ class TorchCall(PackedLayer):
         return self.operator
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_function"}
+        return {key: value for key, value in self.__dict__.items() if key != "function"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._function = _function(self.operator)
+        self.function = _function(self.operator)
 
     def forward(self, *inputs: Any) -> Any:
-        arguments = [self._filled(value, inputs) for value in self.arguments]
-        keywords = {key: self._filled(value, inputs) for key, value in self.keywords.items()}
-        return self._function(*arguments, **keywords)
+        arguments = [fill(value, inputs, self._buffers) for value in self.arguments]
+        keywords = {k: fill(value, inputs, self._buffers) for k, value in self.keywords.items()}
+        return self.function(*arguments, **keywords)
 
-    def _filled(self, value: Any, inputs: tuple[Any, ...]) -> Any:
-        if isinstance(value, (list, tuple)):
-            return [self._filled(item, inputs) for item in value]
-        if not isinstance(value, dict):
-            return value
-        ((kind, which),) = value.items()
-        if kind == "input":
-            return inputs[which]
-        return self._buffers[which] if kind == "tensor" else _DTYPES[which]
+
+def fill(template: Any, inputs: Sequence[Any], tensors: Mapping[str, Any]) -> Any:
+    """An argument of a call, with inputs and tensors in the places that name them."""
+    if isinstance(template, (list, tuple)):
+        return [fill(item, inputs, tensors) for item in template]
+    if not isinstance(template, dict):
+        return template
+    ((kind, which),) = template.items()
+    if kind == "input":
+        return inputs[which]
+    return tensors[which] if kind == "tensor" else _DTYPES[which]
 
 
 def _function(name: str) -> Callable[..., Any]:
     if name == _ITEM:
-        return lambda values, index: values[index]
+        return operator.getitem
     if name not in _NAMES:
         raise ValueError(f"operator must be one that networks may call, found {name!r}")
     packet, overload = name.split(".")
