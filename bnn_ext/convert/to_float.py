@@ -200,10 +200,12 @@ class _Writer:
                     for operand in operands
                 ]
                 x = _step(x, operation, *values)
-            floats, dtype = x, arguments["dtype"]
-            if is_map:  # the format of our maps, for sums of real values behind it
-                floats = floats.contiguous(memory_format=torch.channels_last)
-            results = [] if dtype is None else [_cast(floats, dtype)]
+            results = []
+            if arguments["dtype"] is not None:
+                if is_map:  # the format of our maps, for sums of real values behind it
+                    x = x.contiguous(memory_format=torch.channels_last)
+                x = _cast(x, arguments["dtype"])
+                results.append(x)
             if threshold is not None:
                 results.append(self.compare(name, x, is_map, threshold, flip))
             return results
