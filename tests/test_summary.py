@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_networks import SMALL, small
 from torch import Tensor, nn
 
 import bnn_ext
@@ -41,8 +42,8 @@ AFTER = [
     ("RealInputConv2d", 270, 10, 10 * 9 * 4 + 10 * 4, 0, 270 * 64),  # a word for 3 channels
     ("PackedConv2d", 180, 6, 6 * 6 * 4 + 6 * 4, 180 * 12, 0),  # a word for 5 channels; thresholds
     ("PackedFlatten", 0, 0, 0, 0, 0),
-    ("PackedLinear", 360, 10, 5 * 3 * 4 + 10 * 4, 360, 0),  # 3 words for 72; scale and bias
-    ("Linear", 0, 24, 24 * 4, 0, 20),
+    ("FusedLinear", 360, 10, 5 * 3 * 4 + 10 * 4, 360, 0),  # 3 words for 72; scale and bias
+    ("linear.default", 0, 24, 24 * 4, 0, 20),
 ]
 
 
@@ -68,8 +69,14 @@ def test_before_and_after_conversion():
     after = bnn_ext.summary(bnn_ext.convert(model, X), X)
     assert rows(after) == AFTER
     by_torch = bnn_ext.summary(bnn_ext.convert(model, X, real_layers="torch"), X)
-    first = ("BinaryWeightConv2d", 270, 0, 10 * 9 * 4, 0, 270 * 64)
-    assert rows(by_torch) == [first, *BEFORE[1:3], ("Pack", 0, 0, 0, 0, 0), *AFTER[1:]]
+    first = [
+        ("ToFormat", 0, 0, 0, 0, 0),
+        ("BinaryWeightConv2d", 270, 0, 10 * 9 * 4, 0, 270 * 64),
+        ("Pack", 0, 10, 10 * 4, 0, 0),
+    ]
+    assert rows(by_torch) == [*first, *AFTER[1:]]
+    names = [layer.name for layer in by_torch.layers]
+    assert names == ["input.contiguous", "0", "3.pack", "3", "4", "5", "6"]
     for summary, expected in ((before, BEFORE), (after, AFTER)):
         sums = [sum(row[i] for row in expected) for i in range(1, 6)]
         assert sums == [
@@ -79,6 +86,74 @@ def test_before_and_after_conversion():
             summary.binary_macs,
             summary.real_macs,
         ]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_conversion_keeps_the_products(name):
+    model, images = small(name)
+    before = bnn_ext.summary(model, images)
+    assert before.binary_macs + before.real_macs > 0
+    for real_layers in ("fused", "torch"):
+        fast = bnn_ext.convert(model, images, real_layers=real_layers, verify=False)
+        after = bnn_ext.summary(fast, images)
+        assert (after.binary_macs, after.real_macs) == (before.binary_macs, before.real_macs)
+        assert after.binary_parameters == before.binary_parameters
+
+
+class Branches(nn.Module):
+    """Steps, a shortcut and a concatenation behind binary layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.narrow = bnn.BinaryConv2d(8, 5, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(5)
+        self.wide = bnn.BinaryConv2d(13, 8, 3, padding=1, bias=False)
+        self.classes = bnn.BinaryLinear(8, 4, bias=False)
+
+    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.first(left) + right
+        y = torch.sign(torch.cat([self.norm(self.narrow(x)), x], 1))
+        x = x + self.wide(y)
+        return x, self.classes(x.mean((2, 3)))
+
+
+def test_branches():
+    model, inputs = Branches().eval(), (X, torch.randn(2, 8, 8, 8))
+    fast = bnn_ext.convert(model, inputs)
+    before, after = (bnn_ext.summary(network, inputs) for network in (model, fast))
+    assert before.binary_macs == 5 * 72 * 64 + 8 * 117 * 64 + 32
+    assert before.real_macs == 24 * 64
+    assert (after.binary_macs, after.real_macs) == (before.binary_macs, before.real_macs)
+    kinds = [layer.kind for layer in after.layers]
+    assert kinds == [
+        "ToFormat",
+        "convolution.default",
+        "Elementwise",
+        "PackedConv2d",
+        "Pack",
+        "SelectChannels",
+        "FusedConv2d",
+        "mean.dim",
+        "Pack",
+        "PackedLinear",
+        "ToFormat",
+    ]
+    of = {layer.kind: row for layer, row in zip(after.layers, rows(after), strict=True)}
+    assert of["convolution.default"] == ("convolution.default", 0, 32, 32 * 4, 0, 24 * 64)
+    assert of["SelectChannels"] == ("SelectChannels", 0, 0, 13 * 4, 0, 0)
+    assert of["FusedConv2d"] == ("FusedConv2d", 936, 0, 8 * 9 * 4, 936 * 64, 0)
+
+
+def test_network_inside_another_model():
+    """A converted network is counted node by node wherever it is."""
+    model, x = small_model(), X
+    fast = bnn_ext.convert(model, x)
+    summary = bnn_ext.summary(nn.Sequential(fast, nn.Linear(4, 3)), x)
+    assert rows(summary) == [*AFTER, ("Linear", 0, 15, 15 * 4, 0, 12)]
+    assert [layer.name for layer in summary.layers] == ["0.0", "0.3", "0.4", "0.5", "0.6", "1"]
+    assert torch.equal(fast(x), model(x)), "it runs as before"
+    assert "forward" not in vars(fast)
 
 
 def test_products_of_a_sample_do_not_depend_on_the_batch():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from bnn_ext.convert.network import PackedNetwork
 from bnn_ext.convert.tables import format_table
 from bnn_ext.convert.verify import eval_mode
 from bnn_ext.nn.binary import BinaryConv1d, BinaryConv2d, BinaryConv3d, BinaryLinear
+from bnn_ext.nn.fused import FusedConv2d, FusedLinear
 from bnn_ext.nn.packed import (
     BinaryWeightConv2d,
     BinaryWeightLinear,
@@ -21,13 +27,16 @@ from bnn_ext.nn.packed import (
     RealInputConv2d,
     RealInputLinear,
 )
+from bnn_ext.nn.torch_calls import TorchCall
 
 BINARY_LAYERS = (BinaryLinear, BinaryConv1d, BinaryConv2d, BinaryConv3d)
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PACKED_LINEAR = (PackedLinear, RealInputLinear)
-_PACKED_CONV2D = (PackedConv2d, RealInputConv2d)
+_BINARY_PRODUCTS = (PackedLinear, PackedConv2d, FusedLinear, FusedConv2d)
+_PACKED_LINEAR = (PackedLinear, FusedLinear, RealInputLinear)
+_PACKED_CONV2D = (PackedConv2d, FusedConv2d, RealInputConv2d)
 _PACKED_PRODUCTS = (*_PACKED_LINEAR, *_PACKED_CONV2D, BinaryWeightLinear, BinaryWeightConv2d)
-_PACKED_TENSORS = ("weight", "flip", "minimum")  # bits, not parameters
+_NO_PARAMETERS = ("weight", "flip", "minimum", "index")  # bits and channels of packed layers
+_CALLED_PRODUCTS = ("convolution.default", "linear.default")
 
 
 def tensor_bytes(module: nn.Module) -> int:
@@ -37,8 +46,6 @@ def tensor_bytes(module: nn.Module) -> int:
 
 def weights_per_output(module: nn.Module) -> int:
     """Weights that meet in one output number; 0 for a layer without products."""
-    if isinstance(module, _PRODUCTS):
-        return module.weight[0].numel()
     if isinstance(module, _PACKED_LINEAR):
         return module.in_features
     if isinstance(module, _PACKED_CONV2D):
@@ -47,14 +54,24 @@ def weights_per_output(module: nn.Module) -> int:
         return module.fan_in * module.weight[0, ..., 0].numel()
     if isinstance(module, BinaryWeightLinear):
         return module.fan_in
-    return 0
+    weight = _real_weight(module)
+    return 0 if weight is None else weight[0].numel()
 
 
 def out_channels(module: nn.Module) -> int:
     """Rows of the weight; 0 for a layer without products."""
-    if isinstance(module, (*_PRODUCTS, *_PACKED_PRODUCTS)):
-        return module.weight.shape[0]
-    return 0
+    weight = module.weight if isinstance(module, _PACKED_PRODUCTS) else _real_weight(module)
+    return 0 if weight is None else weight.shape[0]
+
+
+def _real_weight(module: nn.Module) -> Tensor | None:
+    """The weight of a linear layer or convolution of torch."""
+    if isinstance(module, _PRODUCTS):
+        return module.weight
+    if isinstance(module, TorchCall) and module.operator in _CALLED_PRODUCTS:
+        template = module.arguments[1]
+        return module.tensors().get(template.get("tensor"))
+    return None
 
 
 @dataclass
@@ -138,13 +155,16 @@ def _sum(numbers: list[int | None]) -> int | None:
     return sum(known) if len(known) == len(numbers) else None
 
 
-def summary(model: nn.Module, example_inputs: Tensor | None = None) -> Summary:
+def summary(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None = None) -> Summary:
     """Counts parameters, bytes and multiply-accumulates by bit width.
+
+    Multiply-accumulates are those of the layers of `torch.nn` and `bnn_ext.nn` that run, and of all
+    calls in a converted network; what other layers call by `torch.nn.functional` is not seen.
 
     Args:
         model: any model, before or after `convert`; runs in eval mode and is left as it was.
-        example_inputs: a batch to run, for the multiply-accumulates of one sample; without it they
-            are unknown.
+        example_inputs: a batch to run, or a sequence of them for a model with several inputs, for
+            the multiply-accumulates of one sample; without it they are unknown.
     """
     leaves = [
         (name, module)
@@ -153,20 +173,56 @@ def summary(model: nn.Module, example_inputs: Tensor | None = None) -> Summary:
     ]
     positions: dict[nn.Module, int] = {}  # outputs per sample and channel
 
-    def note(module: nn.Module, _: Any, output: Tensor) -> None:
-        count = math.prod(output.shape[1:]) // _out_words(module, output)
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        values = output[0] if isinstance(output, tuple) else output  # of floats and bits the floats
+        count = math.prod(values.shape[1:]) // _out_words(module, values)
         positions[module] = positions.get(module, 0) + count
 
     if example_inputs is not None:
+        inputs = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
         hooks = [m.register_forward_hook(note) for _, m in leaves if weights_per_output(m)]
         try:
-            with torch.no_grad(), eval_mode(model):
-                model(example_inputs.clone())
+            with torch.no_grad(), eval_mode(model), _node_by_node(model):
+                model(*(x.clone() for x in inputs))
         finally:
             for hook in hooks:
                 hook.remove()
     ran = example_inputs is not None
-    return Summary([_layer(name, module, positions.get(module, 0), ran) for name, module in leaves])
+    names = _step_names(model)
+    return Summary(
+        [
+            _layer(names.get(name, name), module, positions.get(module, 0), ran)
+            for name, module in leaves
+        ]
+    )
+
+
+def _step_names(model: nn.Module) -> dict[str, str]:
+    """The steps of converted networks by the names of their nodes, which say what they do."""
+    return {
+        f"{path}.steps.{i}".lstrip("."): f"{path}.{node.name}".lstrip(".")
+        for path, network in model.named_modules()
+        if isinstance(network, PackedNetwork)
+        for i, node in enumerate(network.nodes)
+    }
+
+
+@contextmanager
+def _node_by_node(model: nn.Module) -> Iterator[None]:
+    """Converted networks call their steps one by one, which they otherwise run several at once."""
+    networks = [module for module in model.modules() if isinstance(module, PackedNetwork)]
+
+    def forward(network: PackedNetwork, *inputs: Tensor) -> Any:
+        values = dict(zip(network.inputs, inputs, strict=True)) | dict(network.values(*inputs))
+        return pytree.tree_map(values.__getitem__, network.structure)
+
+    for network in networks:
+        network.forward = functools.partial(forward, network)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for network in networks:
+            del network.forward
 
 
 def _own_bytes(module: nn.Module) -> int:
@@ -176,7 +232,7 @@ def _own_bytes(module: nn.Module) -> int:
 
 def _out_words(module: nn.Module, output: Tensor) -> int:
     """Size of the output's channel dimension, packed or not."""
-    if isinstance(module, _PACKED_LINEAR + _PACKED_CONV2D) and output.dtype == torch.int32:
+    if isinstance(module, _PACKED_PRODUCTS) and output.dtype == torch.int32:
         return output.shape[-1]
     return out_channels(module)
 
@@ -187,8 +243,8 @@ def _layer(name: str, module: nn.Module, positions: int, ran: bool) -> LayerSumm
     binary_weight = binary_input = False
     if isinstance(module, PackedLayer):
         binary_weight = isinstance(module, _PACKED_PRODUCTS)
-        binary_input = isinstance(module, (PackedLinear, PackedConv2d))
-        real = [t for key, t in module.tensors().items() if key not in _PACKED_TENSORS]
+        binary_input = isinstance(module, _BINARY_PRODUCTS)
+        real = [t for key, t in module.tensors().items() if key not in _NO_PARAMETERS]
     elif isinstance(module, BINARY_LAYERS):
         binary_weight = module.weight_quantizer is not None
         binary_input = module.input_quantizer is not None
@@ -201,7 +257,7 @@ def _layer(name: str, module: nn.Module, positions: int, ran: bool) -> LayerSumm
     in_bits = binary_weight and binary_input
     return LayerSummary(
         name,
-        type(module).__name__,
+        module.operator if isinstance(module, TorchCall) else type(module).__name__,
         binary_parameters=weights if binary_weight else 0,
         real_parameters=sum(tensor.numel() for tensor in real),
         bytes=size,
