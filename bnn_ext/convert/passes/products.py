@@ -103,7 +103,7 @@ def as_binary(weight: Tensor) -> Binary | None:
     if bool((off > _ROUNDING * scale[:, None]).any()):
         return None
     note = ""
-    if bool((off > 0).any()):
+    if bool((off > 4 * torch.finfo(weight.dtype).eps * scale[:, None]).any()):
         note = f"weights are ±s up to {float((off / scale[:, None]).max()):.1g} of s"
     if count:
         note += f"{'; ' if note else ''}{count} weights are 0 and count as +s"
