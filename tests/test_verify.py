@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
 import torch
+from networks import NETWORKS, randomize
 from small_models import MAP, two_convs, two_linears
 from torch import Tensor, nn
 
 import bnn_ext
 from bnn_ext import nn as bnn
-from bnn_ext.convert import Verification, converter
+from bnn_ext.convert import PackedNetwork, Verification, converter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,14 +79,89 @@ def test_flips(between):
     assert verification.equal
     assert (verification.activations, verification.flips) == (signs.numel(), 0)
     assert str(verification).endswith(
-        f"; 0 of {signs.numel():,} activations behind real inputs "
-        "fell on the other side of their threshold"
+        f"; 0 of {signs.numel():,} activations fell on the other side of their threshold"
     )
     fast.steps[0].threshold[5:] = float("inf")
     wrong = signs.unflatten(1, (33, -1))[:, 5:] if rows else signs[:, 5:]
     verification = bnn_ext.verify(model, fast, x)
     assert verification.flips == int(wrong.sum()) > 0
     assert not verification.equal
+
+
+# --- layer by layer -------------------------------------------------------------------------------
+
+
+def damaged(fast: PackedNetwork, name: str, buffer: str) -> PackedNetwork:
+    """A copy with other weights or thresholds in one step."""
+    fast = copy.deepcopy(fast)
+    (node,) = (node for node in fast.nodes if node.name == name)
+    tensor = getattr(node.module, buffer)
+    if tensor.dtype == torch.int32 and buffer == "weight":
+        tensor ^= 1  # the first channel of each word
+    else:
+        tensor += 1
+    fast.load_state_dict(fast.state_dict())  # what follows from weights follows again
+    return fast
+
+
+@pytest.fixture(scope="module")
+def converted() -> dict[str, tuple[nn.Module, PackedNetwork, tuple[Tensor, ...]]]:
+    """A residual network and one with two inputs and outputs."""
+    found = {}
+    for name in ("binarynet_old_resnet", "two_heads"):
+        network, inputs = NETWORKS[name], NETWORKS[name].inputs(3, seed=2)
+        model = randomize(network.make(), network.inputs(8), seed=1)
+        found[name] = model, bnn_ext.convert(model, inputs, real_layers="torch"), inputs
+    return found
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "buffer", "first"),
+    [
+        ("binarynet_old_resnet", "conv1", "weight", "conv1"),
+        ("binarynet_old_resnet", "layer1.0.conv1", "threshold", "layer1.0.conv1"),
+        ("binarynet_old_resnet", "layer2.0.conv2", "weight", "layer2.0.conv2"),  # a branch
+        ("binarynet_old_resnet", "layer2.0.conv2", "operand_0", "layer2.0.conv2"),
+        ("binarynet_old_resnet", "layer2.0.downsample.0", "weight", "layer2.0.downsample.0"),
+        ("binarynet_old_resnet", "fc", "weight", "fc"),
+        ("two_heads", "trunk.0", "weight", "trunk.0"),
+        ("two_heads", "trunk.3", "threshold", "trunk.4"),  # the model has no signs before the pool
+        ("two_heads", "trunk.7", "threshold", "layer.2"),  # has signs where both images meet
+        ("two_heads", "shift", "operand_0", "shift"),
+    ],
+)
+def test_names_the_first_layer_that_differs(converted, network, name, buffer, first):
+    model, fast, inputs = converted[network]
+    verification = bnn_ext.verify(model, damaged(fast, name, buffer), inputs, layers=True)
+    difference = verification.first_difference
+    assert difference.name == first
+    assert 0 < difference.different <= difference.elements
+    assert difference.largest_difference > 0
+    kind = "bits" if difference.bits else "values"
+    assert (
+        f"; the first difference is at {first}: {difference.different:,} of "
+        f"{difference.elements:,} {kind}" in str(verification)
+    )
+
+
+def test_layers_of_an_equal_network(converted):
+    for model, fast, inputs in converted.values():
+        verification = bnn_ext.verify(model, fast, inputs, layers=True)
+        assert verification.equal
+        assert verification.first_difference is None
+        names = [layer.name for layer in verification.layers]
+        assert len(names) > len(fast.nodes) / 2
+        assert names == sorted(names, key=[o for n in fast.nodes for o in n.outputs].index)
+        assert {layer.bits for layer in verification.layers} == {False, True}
+        assert "first difference" not in str(verification)
+        assert bnn_ext.verify(model, fast, inputs).layers == []
+
+
+def test_layers_of_a_network_without_origins(converted):
+    model, fast, inputs = converted["two_heads"]
+    for other in (model, PackedNetwork(fast.nodes, fast.inputs, fast.structure, fast.report)):
+        with pytest.raises(ValueError, match="layers=True needs a network that knows where"):
+            bnn_ext.verify(model, other, inputs, layers=True)
 
 
 def test_rounding_alone_does_not_warn():

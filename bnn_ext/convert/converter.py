@@ -116,13 +116,14 @@ def _converted(captured: Capture, exact: bool) -> PackedNetwork:
     origins = Origins(graph)
     name_moves(graph)
     find_products(graph)
+    origins.note_signs(graph)
     if not exact:
         fold_batch_norms(graph)
     compare_at_sources(graph, real_products=not exact)
     join_finishes(graph)
     lowered = lower(graph, exact=exact)
     report = origins.report(graph, lowered)
-    report.notes = captured.notes
+    report.notes = [*captured.notes, *report.notes]
     structure = pytree.tree_unflatten(lowered.outputs, captured.spec)
     rounds = any(node.meta.get("rounds") for node in graph.nodes)
     return PackedNetwork(

@@ -18,11 +18,13 @@ class LayerReport:
     Attributes:
         name: as in `model.named_modules()`.
         kind: the class of the layer.
-        status: "fused" (its output never exists as floats), "packed" (runs on bits, those of its
-            weight at least, and gives floats) or "left" (runs as it was).
+        status: "fused" (its output never exists as floats in memory, or another layer's kernel
+            gives it), "packed" (runs on bits, those of its weight at least, and gives floats) or
+            "left" (computes real values, by torch or in one pass with its neighbours).
         reason: in words.
-        bytes_before, bytes_after: of parameters and buffers, in memory before, in the file after.
-        macs: multiply-accumulates for the example inputs, None without any or where unknown.
+        bytes_before, bytes_after: of weights and other constants: those that the model's calls
+            take, and those of the network in memory and in its file.
+        macs: multiply-accumulates for one sample like the examples, None where unknown.
     """
 
     name: str
@@ -87,8 +89,9 @@ class Report:
             )
             for layer in self.layers
         ]
-        total = f"{self.bytes_before:,}", f"{self.bytes_after:,}"
-        rows.append(("total", "", "", *total, "", ""))
+        macs = sum(layer.macs or 0 for layer in self.layers)
+        total = f"{self.bytes_before:,}", f"{self.bytes_after:,}", f"{macs:,}" if macs else ""
+        rows.append(("total", "", "", *total, ""))
         lines = [format_table(header, rows, right=(3, 4, 5)), *self.notes]
         if self.verification is not None:
             lines.append(str(self.verification))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,13 +121,19 @@ def verify(
         model: the original; runs in eval mode and is left in the mode it was in.
         fast: what `convert` made of it.
         inputs: a batch of real inputs, or a sequence of them for a model with several.
-        layers: whether to compare what is between input and output, too. It can be compared as long
-            as the network has not been saved and loaded, since files do not say where it comes
-            from.
+        layers: whether to compare what is between input and output, too: every value of the network
+            that the model has as well. Signs that the network takes earlier than the model, in
+            front of a max-pool, say, are compared behind it.
 
     Raises:
-        ValueError: the outputs have different shapes or another structure.
+        ValueError: the outputs have different shapes or another structure, or `layers` is asked of
+            a network that does not know where its values come from: files do not say it.
     """
+    if layers and not (isinstance(fast, PackedNetwork) and fast.origins):
+        raise ValueError(
+            "layers=True needs a network that knows where its values come from, as convert gives "
+            "it; one that was loaded does not"
+        )
     listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     inside: list[LayerDifference] = []
     with eval_mode(model):
