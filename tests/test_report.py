@@ -28,7 +28,7 @@ def test_report_reads_well():
     assert lines[2].split()[:6] == ["0", "BinaryConv2d", "fused", "3,696", "1,328", "98,010"]
     assert lines[3].endswith("in the threshold of 0")
     assert lines[5].endswith("gives floats: they are the network's output")
-    assert lines[6].split() == ["total", "10,184", "1,716", "111,375"]
+    assert lines[6].split() == ["total", "10,184", "1,708", "111,375"]
     assert lines[7].startswith("verified: all ")
 
 

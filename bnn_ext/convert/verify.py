@@ -198,7 +198,5 @@ def _inside(model: nn.Module, fast: PackedNetwork, inputs: list[Tensor]) -> list
             largest = 2.0 * bool(different)
         else:
             different, largest = _difference(wanted, value)
-        differences.append(
-            LayerDifference(name, wanted.numel(), different, largest, origin.bits)
-        )
+        differences.append(LayerDifference(name, wanted.numel(), different, largest, origin.bits))
     return differences
