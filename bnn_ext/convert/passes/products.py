@@ -223,7 +223,7 @@ def _sign_of_moved(graph: Graph, node: Node, known: dict[Node, Node | None]) -> 
 
 
 # The largest of several signs is the sign of the largest.
-_MOVES = (ir.select, ir.flatten, aten.max_pool2d.default)
+_MOVES = (ir.select, ir.flatten, aten.max_pool2d.default, aten.reshape.default)
 
 
 def _source_of_sign(node: Node) -> tuple[Node, str] | None:
