@@ -106,7 +106,7 @@ class PackedLayer(nn.Module):
         buffers = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
         inputs = (
             torch.empty(input, dtype=dtype, device="meta"),
-            *(torch.empty(shape, device="meta") for shape in others),
+            *(torch.empty(shape, dtype=torch.float32, device="meta") for shape in others),
         )
         functional_call(self, buffers, inputs)
 
@@ -395,6 +395,15 @@ class SelectChannels(PackedLayer):
         super().__init__()
         self.channels = tuple(channels)
         self.register_buffer("index", index)
+        inputs = [
+            torch.empty((0, words(count)), dtype=torch.int32, device="meta")
+            for count in self.channels
+        ]
+        ops.select_channels(inputs, self.channels, index.to("meta"))  # sees all but the values
+        if not bool(((index >= 0) & (index < sum(self.channels))).all()):
+            raise ValueError(
+                f"index must be in 0..{sum(self.channels) - 1}, found {index.min()}..{index.max()}"
+            )
 
     def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
         arguments = {"inputs": list(inputs), "channels": self.channels, "index": self.index}
