@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,20 +41,12 @@ _NAMES = frozenset(
 )
 _ITEM = "getitem"  # of a call with several results
 
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float32,
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    )
+# What JSON cannot hold, by the references that stand for it.
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_CONSTANTS: dict[tuple[str, str], Any] = {
+    **{("dtype", str(dtype).removeprefix("torch.")): dtype for dtype in (*_DTYPES, *_INTEGERS)},
+    **{("float", name): float(name) for name in ("inf", "-inf", "nan")},
 }
 
 
@@ -69,6 +62,8 @@ def to_json(value: Any) -> Any:
     """An argument that is no tensor, as JSON can hold it."""
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ValueError(f"arguments must be plain values, found {value!r}")
@@ -80,12 +75,13 @@ class TorchCall(PackedLayer):
     Args:
         operator: its name and overload, like "mean.dim"; "getitem" takes one of several results.
         arguments: in order: plain values, lists of them, `{"input": i}` for the call's i-th input,
-            `{"tensor": name}` for a buffer, `{"dtype": "float32"}`.
+            `{"tensor": name}` for a buffer, `{"dtype": "float32"}`, `{"float": "inf"}`.
         keywords: further arguments by name.
         tensors: the buffers.
 
     Raises:
-        ValueError: the operator is not one of those that networks may call.
+        ValueError: the operator is not one of those that networks may call, or the arguments hold
+            something else.
     """
 
     attribute_names = ("operator", "arguments", "keywords")
@@ -98,12 +94,18 @@ class TorchCall(PackedLayer):
         **tensors: Tensor,
     ) -> None:
         super().__init__()
+        if not isinstance(arguments, (list, tuple)) or not isinstance(keywords, (dict, type(None))):
+            raise TypeError(
+                "arguments and keywords must be a list and a dict, found "
+                f"{type(arguments).__name__} and {type(keywords).__name__}"
+            )
         self.operator = operator
         self.arguments = list(arguments)
         self.keywords = dict(keywords or {})
         self.function = _function(operator)
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
+        self.inputs = _check_arguments([*self.arguments, *self.keywords.values()], tensors)
+        for name in sorted(tensors):  # one order, in whichever they come from a file
+            self.register_buffer(name, tensors[name])
 
     def extra_repr(self) -> str:
         return self.operator
@@ -130,7 +132,44 @@ def fill(template: Any, inputs: Sequence[Any], tensors: Mapping[str, Any]) -> An
     ((kind, which),) = template.items()
     if kind == "input":
         return inputs[which]
-    return tensors[which] if kind == "tensor" else _DTYPES[which]
+    return tensors[which] if kind == "tensor" else _CONSTANTS[kind, which]
+
+
+def _check_arguments(arguments: Iterable[Any], tensors: Iterable[str]) -> int:
+    """Sees that arguments are what they may be and use all tensors; gives the number of inputs."""
+    inputs: set[int] = set()
+    names: set[str] = set()
+    for argument in arguments:
+        for value in argument if isinstance(argument, (list, tuple)) else [argument]:
+            if not isinstance(value, dict):
+                _check_plain(value)
+                continue
+            if len(value) != 1:
+                raise ValueError(f"references must have one key, found {value!r}")
+            ((kind, which),) = value.items()
+            if kind == "input" and type(which) is int:
+                inputs.add(which)
+            elif kind == "tensor" and isinstance(which, str):
+                names.add(which)
+            elif (kind, which) not in _CONSTANTS:
+                raise ValueError(
+                    "arguments must refer to an input, a tensor, a dtype or a float, "
+                    f"found {value!r}"
+                )
+    if inputs != set(range(len(inputs))):
+        raise ValueError(f"arguments must use inputs from 0 on, found {sorted(inputs)}")
+    if names != set(tensors):
+        raise ValueError(f"arguments must use all tensors, found {sorted(names)} of {[*tensors]}")
+    return len(inputs)
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"integers must have 64 bits, found {value}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f'floats must be finite or like {{"float": "inf"}}, found {value}')
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"arguments must be plain values or flat lists, found {value!r}")
 
 
 def _function(name: str) -> Callable[..., Any]:
