@@ -13,6 +13,7 @@ reporting.py    what became of every layer
 report.py       the report itself
 verify.py       the converted network against the original
 files.py        save and load
+files_v1.py     files that earlier releases wrote
 to_float.py     back to a plain torch network
 summary.py      parameters, bytes and multiply-accumulates by bit width
 tables.py       tables for people

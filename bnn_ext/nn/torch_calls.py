@@ -12,9 +12,8 @@ from torch import Tensor
 
 from bnn_ext.nn.packed import PackedLayer
 
-# Operators that a network may call: functions of their arguments, and of nothing else. A file can
-# name no others.
-_NAMES = frozenset(
+# Operators that a file may name: functions of their arguments, and of nothing else.
+SAVED = frozenset(
     """
     _adaptive_avg_pool2d.default _log_softmax.default _softmax.default _to_copy.default abs.default
     add.Scalar add.Tensor addcmul.default addmm.default amax.default argmax.default
@@ -73,15 +72,15 @@ class TorchCall(PackedLayer):
     """One call of a torch operator, with its arguments.
 
     Args:
-        operator: its name and overload, like "mean.dim"; "getitem" takes one of several results.
+        operator: its name and overload, like "mean.dim", those of others than torch's own with their
+            namespace in front; "getitem" takes one of several results.
         arguments: in order: plain values, lists of them, `{"input": i}` for the call's i-th input,
             `{"tensor": name}` for a buffer, `{"dtype": "float32"}`, `{"float": "inf"}`.
         keywords: further arguments by name.
         tensors: the buffers.
 
     Raises:
-        ValueError: the operator is not one of those that networks may call, or the arguments hold
-            something else.
+        ValueError: torch has no such operator, or the arguments hold something else.
     """
 
     attribute_names = ("operator", "arguments", "keywords")
@@ -175,10 +174,13 @@ def _check_plain(value: Any) -> None:
 def _function(name: str) -> Callable[..., Any]:
     if name == _ITEM:
         return operator.getitem
-    if name not in _NAMES:
-        raise ValueError(f"operator must be one that networks may call, found {name!r}")
-    packet, overload = name.split(".")
-    function: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
+    namespace, _, rest = name.rpartition("::")
+    packet, _, overload = rest.partition(".")
+    try:
+        operators = getattr(torch.ops, namespace or "aten")
+        function: Callable[..., Any] = getattr(getattr(operators, packet), overload)
+    except (AttributeError, RuntimeError):
+        raise ValueError(f"operator must be one that torch has, found {name!r}") from None
     return function
 
 
