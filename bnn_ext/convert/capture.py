@@ -54,8 +54,7 @@ _SAME = {
     aten.lift_fresh_copy.default,
 }
 _RESHAPES = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
-_NORMS = {
-    aten.native_group_norm.default,
+_BATCH_NORMS = {
     aten.native_batch_norm.default,
     aten._native_batch_norm_legit_no_training.default,
     aten._native_batch_norm_legit.default,
@@ -293,7 +292,7 @@ class _Recorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if func is aten.copy_.default:
             return self._copied(*args)
-        if func._schema.is_mutable and func not in _NORMS:
+        if func._schema.is_mutable and func not in _BATCH_NORMS:
             if not name.endswith("_"):
                 raise CaptureError(f"{self._where()} calls {name}, which writes into its arguments")
             func = getattr(getattr(aten, name[:-1]), func._overloadname)
@@ -357,7 +356,7 @@ def _is_same_view(func: Any, args: tuple[Any, ...]) -> bool:
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The tensor that the call overwrites, None if it makes a new one."""
-    if not func._schema.is_mutable or func in _NORMS:
+    if not func._schema.is_mutable or func in _BATCH_NORMS:
         return None
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -378,7 +377,10 @@ def _one_spelling(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _
         return aten.prelu.default, (args[0], args[1].flatten()), {}
     if func is aten.max_pool2d_with_indices.default:
         return aten.max_pool2d.default, args, kwargs
-    if func in _NORMS:
+    if func is aten.native_group_norm.default:  # its other arguments are sizes
+        input, weight, bias, _, _, _, groups, eps = args
+        return aten.group_norm.default, (input, groups, weight, bias, eps, True), {}
+    if func in _BATCH_NORMS:
         input, weight, bias, mean, variance = args[:5]
         if func is aten._native_batch_norm_legit_no_training.default:
             training, (momentum, eps) = False, args[5:7]

@@ -424,14 +424,7 @@ class _Lowering:
 
     def call(self, node: GraphNode) -> None:
         """A call of torch, as the model makes it."""
-        if node.target in (ir.select, ir.flatten):
-            node_target, args, kwargs = _in_torch(node)
-        elif getattr(node.target, "namespace", "") == "aten":
-            node_target, args, kwargs = node.target, node.args, node.kwargs
-        elif not isinstance(node.meta.get("shape"), tuple):
-            return
-        else:
-            node_target, args, kwargs = node.target, node.args, node.kwargs
+        target, args, kwargs = _in_torch(node)
         inputs: list[str] = []
         tensors: dict[str, Tensor] = {}
         layout = self.format_of(node)
@@ -453,7 +446,7 @@ class _Lowering:
 
         arguments = [template(value) for value in args]
         named = {key: template(value) for key, value in kwargs.items() if key not in _IGNORED}
-        module = TorchCall(call_name(node_target), arguments, named, **tensors)
+        module = TorchCall(call_name(target), arguments, named, **tensors)
         name = self.unique(node.meta["layer"] or "layer")
         self.floats[node] = name
         self.result.made[node] = module
@@ -528,6 +521,9 @@ def _only_weights_see(node: GraphNode) -> bool:
 
 
 def _in_torch(node: GraphNode) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The call by operators of torch alone."""
+    if node.target not in (ir.select, ir.flatten):
+        return node.target, node.args, node.kwargs
     source = node.args[0]
     if node.target is ir.flatten:
         return aten.flatten.using_ints, (source, 1), {}

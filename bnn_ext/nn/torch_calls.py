@@ -26,7 +26,7 @@ SAVED = frozenset(
     le.Scalar le.Tensor leaky_relu.default linear.default log.default logical_and.default
     logical_not.default logical_or.default lt.Scalar lt.Tensor max_pool2d.default
     max_pool3d_with_indices.default maximum.default mean.default mean.dim minimum.default mish.default
-    mm.default mul.Scalar mul.Tensor native_group_norm.default native_layer_norm.default ne.Scalar
+    mm.default mul.Scalar mul.Tensor group_norm.default native_layer_norm.default ne.Scalar
     ne.Tensor neg.default permute.default pixel_shuffle.default pow.Scalar
     pow.Tensor_Scalar pow.Tensor_Tensor prelu.default reciprocal.default
     reflection_pad2d.default relu.default relu6.default replication_pad2d.default reshape.default
@@ -34,7 +34,7 @@ SAVED = frozenset(
     sigmoid.default sign.default silu.default slice.Tensor softplus.default split.Tensor
     split_with_sizes.default sqrt.default squeeze.default squeeze.dim stack.default sub.Scalar
     sub.Tensor sum.dim_IntList t.default tanh.default threshold.default transpose.int
-    unsqueeze.default upsample_bilinear2d.vec upsample_nearest2d.vec where.ScalarOther
+    unsqueeze.default upsample_bilinear2d.default upsample_bilinear2d.vec upsample_nearest2d.default upsample_nearest2d.vec where.ScalarOther
     where.ScalarSelf where.self full_like.default ones_like.default zeros_like.default
     """.split()
 )
