@@ -357,3 +357,30 @@ def max_pool2d(
     x = torch.where(bits ^ lowest, 1.0, -1.0).permute(0, 3, 1, 2)
     x = F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode).permute(0, 2, 3, 1)
     return pack_bits((x > 0) ^ lowest)
+
+
+def max_pool2d_float(
+    input: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] | None = None,
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    ceil_mode: bool = False,
+) -> Tensor:
+    x = input.permute(0, 3, 1, 2)
+    x = F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] | None = None,
+    padding: tuple[int, int] = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    x = input.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    window = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return F.avg_pool2d(x, *window).permute(0, 2, 3, 1).contiguous()

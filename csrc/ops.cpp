@@ -70,6 +70,12 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
   m.def(
       "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding=0, "
       "int[2] dilation=1, bool ceil_mode=False, Tensor? minimum=None) -> Tensor");
+  m.def(
+      "max_pool2d_float(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding=0, "
+      "int[2] dilation=1, bool ceil_mode=False) -> Tensor");
+  m.def(
+      "avg_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding=0, "
+      "bool ceil_mode=False, bool count_include_pad=True, int? divisor_override=None) -> Tensor");
 
   m.def("sequence(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]");
 }

@@ -103,6 +103,23 @@ def examples() -> dict[str, dict[str, Any]]:
             "ceil_mode": True,
             "minimum": random_packed(70),
         },
+        "max_pool2d_float": {
+            "input": torch.randn(2, 6, 7, 70),
+            "kernel_size": (3, 2),
+            "stride": (2, 1),
+            "padding": (1, 0),
+            "dilation": (1, 2),
+            "ceil_mode": True,
+        },
+        "avg_pool2d": {
+            "input": torch.randn(2, 6, 7, 70),
+            "kernel_size": (3, 2),
+            "stride": (2, 1),
+            "padding": (1, 0),
+            "ceil_mode": True,
+            "count_include_pad": False,
+            "divisor_override": 5,
+        },
     }
 
 

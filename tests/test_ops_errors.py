@@ -27,7 +27,7 @@ ANY_LENGTH = {
     ("pack", "input"),
     ("select_channels", "index"),
     ("tile_weight", "weight"),
-    ("max_pool2d", "input"),
+    *((op, "input") for op in ("max_pool2d", "max_pool2d_float", "avg_pool2d")),
     ("binary_weight_conv2d", "input"),
     ("binary_weight_conv2d_bits", "input"),
 }
@@ -61,10 +61,13 @@ def wrong_tensors() -> Iterator[Case]:
 
 def wrong_numbers() -> Iterator[Case]:
     """Every number and pair of numbers of every operator, likewise."""
-    least = {"stride": 1, "dilation": 1, "kernel_size": 1, "groups": 1, "pad_value": -1}
+    least = {"pad_value": -1}
+    least |= dict.fromkeys(("stride", "dilation", "kernel_size", "groups", "divisor_override"), 1)
+    has_default = {("avg_pool2d", "divisor_override")}  # None
+    has_default |= {(op, "stride") for op in ("max_pool2d", "max_pool2d_float", "avg_pool2d")}
     for op, arguments in examples().items():
         for name, value in arguments.items():
-            if isinstance(value, (Tensor, list)) or name in ("dtype", "ceil_mode"):
+            if isinstance(value, (Tensor, list, bool)) or name == "dtype":
                 continue
             below = least.get(name, 0) - 1
             types: list[Any] = [1.0, "1", True]
@@ -72,7 +75,7 @@ def wrong_numbers() -> Iterator[Case]:
             if isinstance(value, tuple):
                 types.append((1, 1.0))
                 values += [(value[0], below), (below, value[1]), (), (1, 1, 1)]
-            if (op, name) != ("max_pool2d", "stride"):  # there None is the kernel size
+            if (op, name) not in has_default:
                 types.append(None)
             for wrong in types:
                 yield op, {name: wrong}, TypeError, name
@@ -156,6 +159,15 @@ WRONG_TOGETHER: list[Case] = [
     ("max_pool2d", {"padding": (2, 0)}, ValueError, "padding"),
     ("max_pool2d", {"input": words(2, 0, 7, 3)}, ValueError, "kernel_size"),
     ("max_pool2d", {"input": words(2, 6, 0, 3)}, ValueError, "kernel_size"),
+    ("max_pool2d_float", {"kernel_size": (30, 2)}, ValueError, "kernel_size"),
+    ("max_pool2d_float", {"dilation": (9, 1)}, ValueError, "kernel_size"),
+    ("max_pool2d_float", {"padding": (2, 0)}, ValueError, "padding"),
+    ("max_pool2d_float", {"input": torch.ones(2, 0, 7, 3)}, ValueError, "kernel_size"),
+    ("max_pool2d_float", {"input": torch.ones(2, 6, 7, 3).half()}, TypeError, "input"),
+    ("avg_pool2d", {"kernel_size": (30, 2)}, ValueError, "kernel_size"),
+    ("avg_pool2d", {"padding": (2, 0)}, ValueError, "padding"),
+    ("avg_pool2d", {"input": torch.ones(2, 6, 0, 3)}, ValueError, "kernel_size"),
+    ("avg_pool2d", {"input": torch.ones(2, 6, 7, 3).half()}, TypeError, "input"),
 ]
 
 WRONG = [*wrong_tensors(), *wrong_numbers(), *WRONG_TOGETHER]
@@ -204,7 +216,8 @@ AFFINE = ["linear_float", "conv2d_float", "binary_weight_linear", "binary_weight
 @pytest.mark.parametrize(
     ("op", "name"),
     [(op, name) for op in AFFINE for name in ("scale", "bias")]
-    + [(op, "input") for op in AFFINE if op.startswith("binary_weight")],
+    + [(op, "input") for op in AFFINE if op.startswith("binary_weight")]
+    + [(op, "input") for op in ("max_pool2d_float", "avg_pool2d")],
 )
 def test_a_gradient_is_refused_rather_than_lost(op, name):
     arguments = examples()[op]

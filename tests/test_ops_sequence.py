@@ -192,14 +192,17 @@ class Network:
             )
         elif kind == "float":
             scale, bias = random_affine(out)
+            dtype = self.random.choice(FLOATS)
             (floats,) = self.add(
-                "conv2d_float",
-                self.name(),
-                **arguments,
-                scale=scale,
-                bias=bias,
-                dtype=self.random.choice(FLOATS),
+                "conv2d_float", self.name(), **arguments, scale=scale, bias=bias, dtype=dtype
             )
+            if dtype == torch.float32:
+                for pool in ("max_pool2d_float", "avg_pool2d"):
+                    (floats,) = self.add(
+                        pool, self.name(), input=floats, kernel_size=(2, 2), ceil_mode=True
+                    )
+                    self.size = [-(-side // 2) for side in self.size]
+                self.residual = None
             nchw = self.name()
             self.calls.append(Call("permute", {"input": floats, "dims": (0, 3, 1, 2)}, (nchw,)))
             return self.real(nchw)

@@ -22,7 +22,7 @@ from bnn_ext.ops.epilogue import Step as Step
 from bnn_ext.ops.matrix_product import linear, linear_bits, linear_float, linear_fused
 from bnn_ext.ops.packing import TILE_CHANNELS as TILE_CHANNELS
 from bnn_ext.ops.packing import flatten, pack, tile_weight, unpack
-from bnn_ext.ops.pooling import max_pool2d
+from bnn_ext.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_float
 from bnn_ext.ops.real_values import elementwise
 from bnn_ext.ops.sequence import Call as Call
 from bnn_ext.ops.sequence import Sequence as Sequence
@@ -47,4 +47,6 @@ __all__ = [
     "binary_weight_conv2d_bits",
     "elementwise",
     "max_pool2d",
+    "max_pool2d_float",
+    "avg_pool2d",
 ]

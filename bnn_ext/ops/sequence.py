@@ -30,7 +30,7 @@ from bnn_ext.ops.convolution import conv2d, conv2d_bits, conv2d_float, conv2d_fu
 from bnn_ext.ops.epilogue import STEPS, named, numbered
 from bnn_ext.ops.matrix_product import linear, linear_bits, linear_float, linear_fused
 from bnn_ext.ops.packing import flatten, pack
-from bnn_ext.ops.pooling import max_pool2d
+from bnn_ext.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_float
 from bnn_ext.ops.real_values import elementwise
 
 _NONE = -1
@@ -79,6 +79,8 @@ _OPERATORS = {
     "binary_weight_conv2d": _packed(binary_weight_conv2d),
     "binary_weight_conv2d_bits": _packed(binary_weight_conv2d_bits),
     "max_pool2d": _packed(max_pool2d),
+    "max_pool2d_float": _packed(max_pool2d_float),
+    "avg_pool2d": _packed(avg_pool2d),
     "select_channels": _packed(select_channels),
     "elementwise": _packed(elementwise),
     "permute": _Operator(_permute, _permute, {"input": "Tensor", "dims": "List[int]"}),

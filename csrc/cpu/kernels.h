@@ -7,6 +7,7 @@
 #include "cpu/dot_kernels.h"
 #include "cpu/epilogue_kernels.h"
 #include "cpu/pack_kernels.h"
+#include "cpu/pool_kernels.h"
 #include "cpu/real_kernels.h"
 #include "cpu/select_kernels.h"
 
@@ -19,6 +20,7 @@ struct Kernels {
   PackKernels pack;
   RealKernels real;
   SelectKernels select;
+  PoolKernels pool;
 };
 
 extern const Kernels kKernelsGeneric;

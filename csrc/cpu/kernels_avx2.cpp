@@ -76,14 +76,15 @@ inline void fused_multiply_add(float* y, const float* factor, const float* adden
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
 #include "cpu/select_body.inl"
+#include "cpu/pool_body.inl"
 #include "cpu/lookup_avx2.inl"
 #include "cpu/real_body.inl"
 // clang-format on
 
 }  // namespace
 
-const Kernels kKernelsAvx2 = {"avx2",       kDotKernels,  kEpilogueKernels,
-                              kPackKernels, kRealKernels, kSelectKernels};
+const Kernels kKernelsAvx2 = {"avx2",       kDotKernels,    kEpilogueKernels, kPackKernels,
+                              kRealKernels, kSelectKernels, kPoolKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

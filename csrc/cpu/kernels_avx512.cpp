@@ -57,14 +57,15 @@ struct Count {
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
 #include "cpu/select_body.inl"
+#include "cpu/pool_body.inl"
 #include "cpu/lookup_avx512.inl"
 #include "cpu/real_body.inl"
 // clang-format on
 
 }  // namespace
 
-const Kernels kKernelsAvx512 = {"avx512",     kDotKernels,  kEpilogueKernels,
-                                kPackKernels, kRealKernels, kSelectKernels};
+const Kernels kKernelsAvx512 = {"avx512",     kDotKernels,    kEpilogueKernels, kPackKernels,
+                                kRealKernels, kSelectKernels, kPoolKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

@@ -42,6 +42,7 @@ struct Count {
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
 #include "cpu/select_body.inl"
+#include "cpu/pool_body.inl"
 #include "cpu/lookup_avx512.inl"
 #include "cpu/real_body.inl"
 // clang-format on
@@ -49,7 +50,8 @@ struct Count {
 }  // namespace
 
 const Kernels kKernelsAvx512Vpopcnt = {"avx512_vpopcnt", kDotKernels,  kEpilogueKernels,
-                                       kPackKernels,     kRealKernels, kSelectKernels};
+                                       kPackKernels,     kRealKernels, kSelectKernels,
+                                       kPoolKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

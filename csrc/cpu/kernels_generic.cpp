@@ -51,13 +51,14 @@ struct Count {
 #include "cpu/pack_body.inl"
 #include "cpu/epilogue_body.inl"
 #include "cpu/select_body.inl"
+#include "cpu/pool_body.inl"
 #include "cpu/lookup_scalar.inl"
 #include "cpu/real_body.inl"
 // clang-format on
 
 }  // namespace
 
-const Kernels kKernelsGeneric = {"generic",    kDotKernels,  kEpilogueKernels,
-                                 kPackKernels, kRealKernels, kSelectKernels};
+const Kernels kKernelsGeneric = {"generic",    kDotKernels,    kEpilogueKernels, kPackKernels,
+                                 kRealKernels, kSelectKernels, kPoolKernels};
 
 }  // namespace bnn_ext::cpu

@@ -73,6 +73,11 @@ Tensor binary_weight_conv2d_bits(const Tensor& input, const Tensor& weight, int6
 Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stride,
                   const Pair& padding, const Pair& dilation, bool ceil_mode,
                   const std::optional<Tensor>& minimum);
+Tensor max_pool2d_float(const Tensor& input, const Pair& kernel_size, const Pair& stride,
+                        const Pair& padding, const Pair& dilation, bool ceil_mode);
+Tensor avg_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stride,
+                  const Pair& padding, bool ceil_mode, bool count_include_pad,
+                  const std::optional<int64_t>& divisor_override);
 
 Tensor select_channels(const std::vector<Tensor>& inputs, const std::vector<int64_t>& channels,
                        const Tensor& index);

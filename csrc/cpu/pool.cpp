@@ -1,19 +1,16 @@
 // Max-pool of packed maps on the CPU: or of the words in a window; and in `minimum` channels.
+#include "cpu/pool.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "cpu/operators.h"
+#include "cpu/pool.h"
 
 namespace bnn_ext::cpu {
 namespace {
-
-struct Axis {
-  int64_t size, kernel, stride, padding, dilation, out;
-
-  int64_t at(int64_t o, int64_t tap) const { return o * stride - padding + tap * dilation; }
-};
 
 // One tap of all windows in a row: `count` outputs from `output` on meet inputs from `input` on.
 struct WindowTap {
@@ -68,30 +65,11 @@ void or_pixels(const Word* input, int64_t step, int64_t count, int64_t words, Wo
 Tensor max_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stride,
                   const Pair& padding, const Pair& dilation, bool ceil_mode,
                   const std::optional<Tensor>& minimum) {
-  STD_TORCH_CHECK(input.dim() == 4, "input must have 4 dimensions");
-  STD_TORCH_CHECK(
-      kernel_size.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-      "kernel_size, stride, padding and dilation must have 2 elements");
+  const auto axes = pool_axes(input, kernel_size, stride, padding, dilation, ceil_mode);
+  const Axis &vertical = axes[0], &horizontal = axes[1];
   const int64_t words = input.size(3);
   const Tensor source = checked(input, "input", ScalarType::Int);
   const auto minima = checked_vector(minimum, "minimum", words, ScalarType::Int);
-
-  Axis axes[2];
-  for (int i = 0; i < 2; ++i) {
-    Axis& axis = axes[i];
-    axis = {input.size(1 + i), kernel_size[i], stride[i], padding[i], dilation[i], 0};
-    STD_TORCH_CHECK(axis.kernel > 0 && axis.stride > 0 && axis.dilation > 0 && axis.padding >= 0 &&
-                        2 * axis.padding <= axis.kernel,
-                    "kernel_size, stride and dilation must be positive, padding at most half of "
-                    "kernel_size");
-    const int64_t room = axis.size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1 +
-                         (ceil_mode ? axis.stride - 1 : 0);
-    STD_TORCH_CHECK(axis.size > 0 && room >= 0, "the window does not fit the padded input");
-    axis.out = room / axis.stride + 1;
-    // torch's rule: the last window starts inside the input or its left padding.
-    if (ceil_mode && (axis.out - 1) * axis.stride >= axis.size + axis.padding) --axis.out;
-  }
-  const Axis &vertical = axes[0], &horizontal = axes[1];
   const Tensor out =
       new_tensor({input.size(0), vertical.out, horizontal.out, words}, ScalarType::Int);
 
