@@ -22,6 +22,7 @@ from bnn_ext.convert.ir import aten
 from bnn_ext.convert.network import Node, Origin
 from bnn_ext.nn import packed
 from bnn_ext.nn.fused import Elementwise, FusedConv2d, FusedLinear
+from bnn_ext.nn.pooling import RealAvgPool2d, RealMaxPool2d, RealPool
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, call_name, to_json
 from bnn_ext.ops.epilogue import operand_count
 from bnn_ext.reference import pack_bits
@@ -46,6 +47,15 @@ _ROUND_ONCE = {
         "index_select le lt max_pool2d maximum minimum mul ne neg relu reshape select slice split "
         "split_with_sizes sub where _to_copy"
     ).split()
+}
+_POOLS = {aten.max_pool2d.default: RealMaxPool2d, aten.avg_pool2d.default: RealAvgPool2d}
+# They give torch.channels_last where their maps have it, as all elementwise calls do.
+_KEEP_FORMAT = {
+    *_POOLS,
+    aten._adaptive_avg_pool2d.default,
+    aten.batch_norm.default,
+    aten.cat.default,
+    aten.constant_pad_nd.default,
 }
 
 
@@ -104,6 +114,7 @@ class _Lowering:
         self.result = Lowered()
         self.floats: dict[GraphNode, str] = {}
         self.bits: dict[GraphNode, Bits] = {}
+        self.channels_last: set[str] = set()  # names of floats known to lie in it
         self.names: set[str] = set()
 
     # --- nodes ------------------------------------------------------------------------------------
@@ -317,6 +328,12 @@ class _Lowering:
             self.result.made[comparison] = module
         if floats or comparison is None:
             self.floats[end] = name
+            if isinstance(module, packed.BinaryWeightConv2d):  # torch's convolution
+                last = layer.meta["channels_last"]
+            else:
+                last = module.gives_map or isinstance(module, packed.RealInputConv2d)
+            if last:
+                self.channels_last.add(name)
         for node in {end, layer}:
             self.result.made[node] = module
         self.result.nodes.append(Node(name, module, tuple(inputs), tuple(outputs)))
@@ -423,7 +440,10 @@ class _Lowering:
     # --- calls of torch ---------------------------------------------------------------------------
 
     def call(self, node: GraphNode) -> None:
-        """A call of torch, as the model makes it."""
+        """A call of torch, as the model makes it, or a pool by our kernels."""
+        if self.pools(node):
+            self.pool(node)
+            return
         target, args, kwargs = _in_torch(node)
         inputs: list[str] = []
         tensors: dict[str, Tensor] = {}
@@ -447,10 +467,51 @@ class _Lowering:
         arguments = [template(value) for value in args]
         named = {key: template(value) for key, value in kwargs.items() if key not in _IGNORED}
         module = TorchCall(call_name(target), arguments, named, **tensors)
+        name = self.add_floats(node, module, inputs)
+        if self.keeps_channels_last(node, layout):
+            self.channels_last.add(name)
+
+    def add_floats(self, node: GraphNode, module: packed.PackedLayer, inputs: Sequence[str]) -> str:
+        """The name of what a module gives that does the work of one call."""
         name = self.unique(node.meta["layer"] or "layer")
         self.floats[node] = name
         self.result.made[node] = module
         self.result.nodes.append(Node(name, module, tuple(inputs), (name,)))
+        return name
+
+    def pools(self, node: GraphNode) -> bool:
+        """Whether it pools a float32 map in torch.channels_last, as our kernels do."""
+        if node.target not in _POOLS or node.meta["dtype"] != torch.float32:
+            return False
+        source = node.args[0]
+        assert isinstance(source, GraphNode)
+        if node.target == aten.avg_pool2d.default:
+            # Of contiguous maps torch's averages are the same but for the sign of zeros.
+            if self.exact and not source.meta["channels_last"]:
+                return False
+            if (_pool_arguments(node).get("divisor_override") or 1) < 1:
+                return False
+        return self.floats.get(source) in self.channels_last
+
+    def pool(self, node: GraphNode) -> None:
+        module: RealPool = _POOLS[node.target](**_pool_arguments(node))  # type: ignore[index]
+        source = self.float_value(node.args[0])  # type: ignore[arg-type]
+        self.channels_last.add(self.add_floats(node, module, (source,)))
+
+    def keeps_channels_last(self, node: GraphNode, layout: torch.memory_format | None) -> bool:
+        """Whether a call of torch whose maps are in `layout`, if any, gives torch.channels_last."""
+        if node.target == aten.convolution.default:
+            return not self.exact or node.meta["channels_last"]
+        is_elementwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        if not is_elementwise and node.target not in _KEEP_FORMAT:
+            return False
+        if layout is not None:
+            return layout is torch.channels_last
+        shape = node.meta["shape"]
+        maps = [n for n in node.all_input_nodes if len(n.meta.get("shape", ())) == len(shape) == 4]
+        if is_elementwise:  # what is broadcast has no say
+            maps = [n for n in maps if n.meta["shape"] == shape]
+        return bool(maps) and all(self.floats.get(n) in self.channels_last for n in maps)
 
     def format_of(self, node: GraphNode) -> torch.memory_format | None:
         """The memory format in which the call must see its map, None for any."""
@@ -474,6 +535,8 @@ class _Lowering:
         if formatted not in self.names:
             self.names.add(formatted)
             module = ToFormat(last)
+            if last:
+                self.channels_last.add(formatted)
             self.result.nodes.append(Node(formatted, module, (name,), (formatted,)))
         return formatted
 
@@ -532,6 +595,18 @@ def _in_torch(node: GraphNode) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     if torch.equal(index, torch.arange(first, first + len(index))):
         return aten.slice.Tensor, (source, 1, first, last + 1), {}
     return aten.index_select.default, (source, 1, node.args[1]), {}
+
+
+def _pool_arguments(node: GraphNode) -> dict[str, Any]:
+    """The arguments of a pool of torch, windows as height and width."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    arguments = dict(zip(names[1:], node.args[1:], strict=False)) | node.kwargs
+    for name in ("kernel_size", "stride", "padding", "dilation"):
+        if arguments.get(name):  # without a stride it is empty
+            first, *rest = arguments[name]
+            arguments[name] = (first, *(rest or [first]))
+    arguments["stride"] = arguments.get("stride") or arguments["kernel_size"]
+    return arguments
 
 
 def macs_of(node: GraphNode) -> int:

@@ -14,9 +14,12 @@ from bnn_ext.convert.lower import Lowered, macs_of
 from bnn_ext.convert.report import LayerReport, Report
 from bnn_ext.nn.fused import Elementwise
 from bnn_ext.nn.packed import BinaryWeightConv2d, BinaryWeightLinear, Pack, PackedLayer
+from bnn_ext.nn.pooling import RealPool
 from bnn_ext.nn.torch_calls import TorchCall
 
 FUSED, PACKED, LEFT = "fused", "packed", "left"
+
+_LEFT = (TorchCall, RealPool)  # what is real, and stays so
 _COMPARISONS = (ir.sign, ir.compare)
 _PRODUCTS = (aten.convolution.default, aten.linear.default)
 
@@ -105,7 +108,7 @@ class _Told:
         for call in calls:
             if call.target is ir.product:
                 return self.product(call)
-        real = [call for call in calls if isinstance(self.lowered.made.get(call), TorchCall)]
+        real = [call for call in calls if isinstance(self.lowered.made.get(call), _LEFT)]
         if real:
             return LEFT, _why_left(real)
         own = [call for call in calls if self.home(call) == name]

@@ -125,7 +125,8 @@ class PackedLayer(nn.Module):
         return self
 
 
-def _check_bool(name: str, value: bool) -> None:
+def check_bool(name: str, value: bool) -> None:
+    """The attribute is a bool, which a file may have given."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, found {type(value).__name__}")
 
@@ -167,7 +168,7 @@ class Pack(PackedLayer):
         self, is_map: bool, threshold: Tensor | None = None, flip: Tensor | None = None
     ) -> None:
         super().__init__()
-        _check_bool("is_map", is_map)
+        check_bool("is_map", is_map)
         self.is_map = is_map
         self.map_inputs = (0,) if is_map else ()
         self.register_buffer("threshold", threshold)
@@ -308,7 +309,7 @@ class PackedConv2d(_PackedProduct):
         super().__init__(weight, scale, bias, threshold, flip)
         self.dtype = dtype
         self.float_dtype = float_dtype(dtype)
-        _check_bool("channels_last", channels_last)
+        check_bool("channels_last", channels_last)
         self.in_channels = in_channels
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups = groups
@@ -351,7 +352,7 @@ class PackedMaxPool2d(PackedLayer):
         minimum: Tensor | None = None,
     ) -> None:
         super().__init__()
-        _check_bool("ceil_mode", ceil_mode)
+        check_bool("ceil_mode", ceil_mode)
         self.kernel_size, self.stride = tuple(kernel_size), tuple(stride)
         self.padding, self.dilation = tuple(padding), tuple(dilation)
         self.ceil_mode = ceil_mode
@@ -503,7 +504,7 @@ class BinaryWeightConv2d(_BinaryWeight):
         bias: Tensor | None = None,
         dtype: str = "float32",
     ) -> None:
-        _check_bool("channels_last", channels_last)
+        check_bool("channels_last", channels_last)
         self.channels_last = channels_last
         super().__init__(weight, fan_in, scale, bias, dtype)
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
@@ -613,7 +614,7 @@ class RealInputConv2d(_PackedProduct):
         flip: Tensor | None = None,
     ) -> None:
         super().__init__(weight, scale, bias, threshold, flip)
-        _check_bool("channels_last", channels_last)
+        check_bool("channels_last", channels_last)
         self.in_channels = in_channels
         self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
         self.groups = groups

@@ -5,6 +5,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/operators.h"
+#include "cpu/operators.h"
 #include "cpu/pool.h"
 
 namespace bnn_ext::cpu {
