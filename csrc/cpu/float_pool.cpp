@@ -5,7 +5,6 @@
 
 #include "cpu/kernels.h"
 #include "cpu/operators.h"
-#include "cpu/operators.h"
 #include "cpu/pool.h"
 
 namespace bnn_ext::cpu {

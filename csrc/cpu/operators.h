@@ -88,10 +88,4 @@ std::vector<Tensor> elementwise(const Tensor& input, const std::vector<int64_t>&
                                 const std::optional<Tensor>& threshold,
                                 const std::optional<Tensor>& flip);
 
-Tensor max_pool2d_float(const Tensor& input, const Pair& kernel_size, const Pair& stride,
-                        const Pair& padding, const Pair& dilation, bool ceil_mode);
-Tensor avg_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stride,
-                  const Pair& padding, bool ceil_mode, bool count_include_pad,
-                  const std::optional<int64_t>& divisor_override);
-
 }  // namespace bnn_ext::cpu

@@ -47,9 +47,6 @@ class Reader {
     } else if constexpr (std::is_same_v<T, std::optional<int64_t>>) {
       const int64_t value = number();
       return value == kNone ? std::nullopt : T(value);
-    } else if constexpr (std::is_same_v<T, std::optional<int64_t>>) {
-      const int64_t value = number();
-      return value == kNone ? std::nullopt : T(value);
     } else if constexpr (std::is_same_v<T, Tensor>) {
       return *value(number());
     } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
@@ -144,8 +141,6 @@ constexpr void (*kOperators[])(Reader&) = {
     call<binary_weight_conv2d>,
     call<binary_weight_conv2d_bits>,
     call<max_pool2d>,
-    call<max_pool2d_float>,
-    call<avg_pool2d>,
     call<max_pool2d_float>,
     call<avg_pool2d>,
     call<select_channels>,
