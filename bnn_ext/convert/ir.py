@@ -161,8 +161,7 @@ _DESCRIPTION = (
 
 def replace(node: Node, by: Node) -> None:
     """Puts a call with the same result in the place of another."""
-    if "call" in node.meta:
-        by.meta["call"] = node.meta["call"]
+    by.meta |= {key: node.meta[key] for key in ("call", "zeros") if key in node.meta}
     node.replace_all_uses_with(by)
 
 

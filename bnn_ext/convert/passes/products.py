@@ -41,7 +41,8 @@ _ELEMENTWISE = {
 _FEW_ZEROS = 1e-3
 _DEEPEST = 40  # calls between a value and its sign
 
-_PROBES = (1e-30, 1e-6, 1e-3, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 2.0, 10.0, 1e3)
+_TINY = 1e-30  # vanishes where a number is added
+_PROBES = (1e-6, 1e-3, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 2.0, 10.0, 1e3)
 
 
 class Binary(NamedTuple):
@@ -269,10 +270,9 @@ def _why_sign(region: list[Node], source: Node) -> str | None:
                     return None  # a shift or slope of its own for each channel: not a bare sign
                 values[constant] = tensor.reshape(())
     device = next((t.device for t in values.values() if isinstance(t, Tensor)), None)
-    positive = torch.tensor(_PROBES, dtype=dtype, device=device)
-    positive = positive[positive > 0]  # the smallest are 0 in half precision
-    zeros = positive.new_tensor([0.0, -0.0])
-    probes = torch.cat([positive, -positive, zeros])
+    probes = torch.tensor(
+        [*_PROBES, *(-p for p in _PROBES), _TINY, -_TINY, 0.0, -0.0], dtype=dtype, device=device
+    )
     values[source] = probes
     for node in region:
         values[node] = ir.compute(node, values)
@@ -282,10 +282,12 @@ def _why_sign(region: list[Node], source: Node) -> str | None:
     found, probes = found.double(), probes.double()
     # What an estimator adds and takes away again is rounded in the size of its argument.
     noise = 4 * torch.finfo(dtype).eps * probes.abs().clamp_min(1)
-    off = (found[:-2] - probes[:-2].sign()).abs()
-    if bool((off > noise[:-2]).any()):
+    # +0.0 is no less than 0, and a tiny number may be 0 in half precision.
+    off = (found - torch.where(probes >= 0, 1, -1)).abs() > noise
+    if bool(off[:-4].any()):
         return None
-    at_zero = found[-2:]
-    if bool(((at_zero - 1).abs() <= noise[-2:]).all()):
-        return ""
-    return f"the sign of 0 is {float(at_zero[0]):g} in the model and +1 on bits"
+    if bool(off[-4:-2].any()) and bool(probes[-4]):
+        return f"the sign of values around 0 is {float(found[-2]):g} in the model"
+    if bool(off[-2:].any()):
+        return f"the sign of 0 is {float(found[-2]):g} in the model and +1 on bits"
+    return ""

@@ -42,6 +42,7 @@ class _Pass:
         self.graph = graph
         self.sign = sign
         self.real_products = real_products
+        self.undefined = False  # whether NaN can occur on the way
 
     def signs_of(self, value: Node, chain: Chain) -> Node | None:
         """A node with the signs of what the chain makes of the value.
@@ -56,6 +57,8 @@ class _Pass:
                 return self.compared(value, chain, integers=bits_in)
         elif alone and (through := self.through(value, chain)) is not None:
             return through
+        if self.undefined:  # a comparison nearer to the sign would not see the overflow before it
+            return None
         if not chain.nodes:
             return None if value is self.sign.args[0] else self.sign_here(value)
         return self.compared(value, chain, integers=False)
@@ -155,6 +158,7 @@ class _Pass:
                 return None
         except NotMonotoneError as error:
             self.sign.meta["why"] = str(error)
+            self.undefined = True
             return None
         return self.with_threshold(value, found, chain)
 
@@ -167,6 +171,7 @@ class _Pass:
                 self.graph, ir.compare, (value, threshold, rising), self.sign, absorbed=chain.nodes
             )
             node.meta["shape"] = value.meta["shape"]
+            node.meta |= {key: self.sign.meta.get(key) for key in ("why", "note")}
             return node
 
 
