@@ -10,8 +10,22 @@ from torch import Tensor, nn
 
 from bnn_ext import nn as bnn
 from bnn_ext import ops
-from bnn_ext.convert.layers import pair, takes_reals
 from bnn_ext.nn.packed import is_channels_last
+
+
+def _takes_reals(layer: nn.Module) -> bool:
+    """Whether it has a real input and a weight that can be kept as bits."""
+    if not isinstance(layer, (bnn.BinaryLinear, bnn.BinaryConv2d)) or layer.input_quantizer:
+        return False
+    if isinstance(layer, bnn.BinaryConv2d):
+        left, right, top, bottom = layer._reversed_padding_repeated_twice
+        if (left, top) != (right, bottom):
+            return False
+    try:
+        layer.signs_and_scale()
+    except ValueError:
+        return False
+    return type(layer) in (bnn.BinaryLinear, bnn.BinaryConv2d)
 
 
 def _sums(layer: bnn.BinaryLinear | bnn.BinaryConv2d, x: Tensor) -> Tensor:
@@ -24,9 +38,9 @@ def _sums(layer: bnn.BinaryLinear | bnn.BinaryConv2d, x: Tensor) -> Tensor:
         x.float(),
         ops.pack(signs.permute(0, 2, 3, 1).contiguous()),
         layer.in_channels,
-        pair(layer.stride),
+        layer.stride,
         (top, left),
-        pair(layer.dilation),
+        layer.dilation,
         layer.groups,
         layer.pad_value,
     )
@@ -47,6 +61,6 @@ def with_own_sums(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model)
     for module in model.modules():
-        if takes_reals(module):
+        if _takes_reals(module):
             module.forward = partial(_forward, module)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from bnn_ext import reference
+from bnn_ext.convert.capture import capture
+from bnn_ext.convert.chain import direction
 from bnn_ext.convert.thresholds import (
     NotMonotoneError,
     Threshold,
-    direction,
     float_threshold,
     integer_threshold,
-    minimum_channels,
 )
 from bnn_ext.nn.binary import scale_and_bias
 
@@ -110,8 +111,8 @@ class RandomChain(nn.Module):
 
 def compare(values: Tensor, threshold: Threshold) -> Tensor:
     """What the packed operators compute; `[..., C]`."""
-    assert threshold.threshold is not None
-    return reference.compare(values, threshold.threshold, threshold.flip)
+    flip = None if threshold.rising.all() else reference.pack_bits(~threshold.rising)
+    return reference.compare(values, threshold.threshold, flip)
 
 
 @torch.no_grad()
@@ -135,7 +136,7 @@ def test_every_integer(seed, largest):
     threshold = integer_threshold(chain.on_channels, largest, CHANNELS)
     sums = torch.arange(-largest, largest + 1, dtype=torch.int32)[:, None].expand(-1, CHANNELS)
     assert threshold.threshold.dtype == torch.int32
-    assert threshold.flip is None or threshold.flip.any()
+    assert threshold.rising.dtype == torch.bool
     assert torch.equal(compare(sums, threshold), bits_of_chain(chain, sums.float()))
 
 
@@ -176,7 +177,7 @@ def test_constant_channels():
     constants = torch.tensor([1.0, -1.0, 0.0, -0.0, -1e-45])
     threshold = integer_threshold(lambda sums: constants, 50, 5)
     assert threshold.threshold.tolist() == [INT_MIN, INT_MAX, INT_MIN, INT_MIN, INT_MAX]
-    assert threshold.flip is None
+    assert threshold.rising.all()
 
 
 def test_thresholds_by_hand():
@@ -185,7 +186,7 @@ def test_thresholds_by_hand():
     threshold = integer_threshold(lambda sums: sums * slopes + shifts, 50, 6)
     # x >= 0; x <= 0; 2x >= 5; 2x <= 5; x >= -50 and x <= 50, always.
     assert threshold.threshold.tolist() == [0, 0, 3, 2, INT_MIN, INT_MIN]
-    assert reference.unpack_bits(threshold.flip, 6).tolist() == [0, 1, 0, 1, 0, 0]
+    assert threshold.rising.tolist() == [True, False, True, False, True, True]
 
 
 def test_no_inputs_at_all():
@@ -262,7 +263,7 @@ def test_float_thresholds_by_hand():
     inf = float("inf")
     expected = torch.tensor([0.0, third, third, -1e-45, -inf, inf])
     assert torch.equal(threshold.threshold, expected)
-    assert reference.unpack_bits(threshold.flip, 6).tolist() == [0, 0, 1, 0, 0, 0]
+    assert threshold.rising.tolist() == [True, True, False, True, True, True]
 
 
 def test_not_a_number():
@@ -284,41 +285,67 @@ def test_channels_of_nan_are_refused():
             find(evaluate, channels=5)
 
 
-# --- which modules are monotone -------------------------------------------------------------------
+# --- which calls are monotone ---------------------------------------------------------------------
+
+
+def direction_of(module: nn.Module, channels: int) -> Tensor | str:
+    """Of the last call that the module makes."""
+    graph = capture(module.eval(), [torch.randn(2, channels)]).graph
+    return direction([node for node in graph.nodes if node.op == "call_function"][-1])
+
+
+class Call(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 def test_direction():
     norm = nn.BatchNorm1d(4)
-    norm.weight.data = torch.tensor([1.0, -2.0, 0.0, float("nan")])
-    assert direction(norm, 4).tolist() == [1, -1, 1, 1]
-    assert direction(nn.BatchNorm2d(4, affine=False), 4).tolist() == [1] * 4
-    for module in (nn.ReLU(), nn.Hardtanh(), nn.ReLU6(), nn.Identity(), nn.PReLU(), nn.LeakyReLU()):
-        assert direction(module, 2).tolist() == [1, 1]
+    norm.weight.data = torch.tensor([1.0, -2.0, 0.0, 3.0])
+    assert direction_of(norm, 4).tolist() == [1, -1, 1, 1]
+    assert direction_of(nn.BatchNorm1d(4, affine=False), 4).tolist() == [1] * 4
+    for module in (nn.ReLU(), nn.Hardtanh(), nn.ReLU6(), nn.PReLU(), nn.LeakyReLU(), nn.Tanh()):
+        assert direction_of(module, 2).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: -x, [-1, -1, -1]),
+        (lambda x: 1 - x, [-1, -1, -1]),
+        (lambda x: x - 1, [1, 1, 1]),
+        (lambda x: x * -2.0, [-1, -1, -1]),
+        (lambda x: x / torch.tensor([1.0, -2.0, 3.0]), [1, -1, 1]),
+        (lambda x: torch.tensor([1.0, -2.0, 3.0]) * x, [1, -1, 1]),
+        (lambda x: x + torch.tensor([1.0, -2.0, 3.0]), [1, 1, 1]),
+        (lambda x: torch.tensor([1.0, -2.0, 3.0]) - x, [-1, -1, -1]),
+        (lambda x: torch.maximum(x, torch.tensor(0.5)), [1, 1, 1]),
+    ],
+)
+def test_direction_of_arithmetic(function, expected):
+    assert direction_of(Call(function), 3).tolist() == expected
 
 
 @pytest.mark.parametrize(
     ("module", "sentence"),
     [
-        (nn.Tanh(), "Tanh is not known to be monotone in each channel"),
         (nn.GELU(), "GELU is not known"),
         (nn.LeakyReLU(-1), "LeakyReLU has a negative slope"),
         (nn.LeakyReLU(float("nan")), "LeakyReLU has a negative slope"),
         (nn.PReLU(init=-0.5), r"PReLU has a negative slope \(-0.5 in channel 0\)"),
         (nn.PReLU(init=float("nan")), "PReLU has a negative slope"),
-        (nn.BatchNorm1d(3), "BatchNorm1d normalizes 3 features, not the 4 channels"),
-        (nn.BatchNorm2d(4, track_running_stats=False), "BatchNorm2d keeps no running statistics"),
+        (nn.BatchNorm1d(4, track_running_stats=False), "BatchNorm1d keeps no running statistics"),
+        (Call(lambda x: x * x), "mul is not known to be monotone"),
+        (Call(lambda x: x + x.flip(1)), "add is not a function of one value"),
+        (Call(lambda x: x[:, :, None] + torch.randn(3)), "add changes the shape"),
+        (Call(lambda x: x * float("nan")), "mul is not known"),
+        (Call(torch.reciprocal), "reciprocal is not known"),
+        (Call(lambda x: x.mean(1, keepdim=True)), "mean changes the shape"),
     ],
 )
 def test_not_monotone(module, sentence):
-    assert re.match(sentence, str(direction(module, 4)))
-
-
-def test_minimum_channels():
-    """Two decreasing modules increase together."""
-    first, second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
-    first.weight.data = torch.tensor([-1.0, 1.0, -1.0])
-    second.weight.data = torch.tensor([-1.0, -1.0, 1.0])
-    assert minimum_channels([], 3) is None
-    assert reference.unpack_bits(minimum_channels([first], 3), 3).tolist() == [1, 0, 1]
-    assert reference.unpack_bits(minimum_channels([first, second], 3), 3).tolist() == [0, 1, 1]
-    assert minimum_channels([first, first], 3) is None
+    assert re.match(sentence, str(direction_of(module, 4)))

@@ -28,9 +28,10 @@ def test_models_convert_with_bits_between_all_layers(constructor, size):
     fast = bnn_ext.convert(model, images)
     assert fast.report.verification is not None
     assert fast.report.verification.different_predictions == 0
-    # Only the first convolution, which gives bits at once, and the last BatchNorm see floats.
-    left = [layer.kind for layer in fast.report.layers if layer.status == "left"]
-    assert left == ["BatchNorm1d"]
+    # Only the first convolution, which gives bits at once, and the last layer see floats.
+    assert not [layer.kind for layer in fast.report.layers if layer.status == "left"]
+    packed = [layer.kind for layer in fast.report.layers if layer.status == "packed"]
+    assert packed == ["BinaryLinear"]
 
 
 # --- training -------------------------------------------------------------------------------------

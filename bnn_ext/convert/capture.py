@@ -422,7 +422,7 @@ def _merge(node: Node, ours: Any, theirs: Any) -> Any:
                 )
             return sizes
         return type(ours)(_merge(node, value, other) for value, other in pairs)
-    if isinstance(ours, (int, float)) and ours != theirs:
+    if isinstance(ours, (int, float)) and ours != theirs and ours == ours:  # NaN is no other NaN
         raise CaptureError(
             f"{node.meta['kind']} at {node.meta['layer'] or 'the top'} calls {node.target} with a "
             f"number that follows the batch ({ours} became {theirs})"
