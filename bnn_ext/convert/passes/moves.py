@@ -38,9 +38,9 @@ def name_moves(graph: Graph) -> None:
 def _is_move(node: Node) -> bool:
     if ir.calls(node, operator.getitem):
         return isinstance(node.args[0], Node) and _is_move(node.args[0])
-    return (
-        node.op == "call_function" and getattr(node.target, "overloadpacket", None) in _MOVES
-    )
+    if ir.calls(node, ir.select):
+        return True
+    return node.op == "call_function" and getattr(node.target, "overloadpacket", None) in _MOVES
 
 
 def _sources(node: Node) -> list[Node]:
@@ -63,8 +63,10 @@ def _positions(node: Node, source: Node) -> Tensor | None:
     shape = source.meta["shape"]
     values: dict[Node, object] = {source: torch.arange(math.prod(shape)).view(shape)}
     for step in reversed(path):
-        if any(n not in values for n in step.all_input_nodes):
-            return None
+        for other in step.all_input_nodes:
+            if other not in values and ir.tensor_of(other) is None:
+                return None
+            values.setdefault(other, ir.tensor_of(other))
         values[step] = ir.compute(step, values)
     found = values[node]
     return found if isinstance(found, Tensor) else None
@@ -84,6 +86,8 @@ def _name(graph: Graph, node: Node, source: Node, moved: Tensor) -> bool:
             return False
         inner = math.prod(shape[2:])
         index = moved[0].reshape(moved.shape[1], -1)[:, 0] // inner
+        if int(index.max()) >= shape[1]:  # from another sample
+            return False
         if not torch.equal(moved, positions.index_select(1, index)):
             return False
         if torch.equal(index, torch.arange(shape[1])):
