@@ -30,9 +30,7 @@ def one_by_one(inputs: dict[str, Tensor], calls: list[Call], outputs: list[str])
 
     for call in calls:
         arguments = {
-            name: resolved(argument)
-            for name, argument in call.arguments.items()
-            if name != "steps"
+            name: resolved(argument) for name, argument in call.arguments.items() if name != "steps"
         }
         if "steps" in call.arguments:
             arguments["steps"] = [
@@ -144,7 +142,9 @@ class Network:
 
     def packed(self, bits: str) -> None:
         """From a packed map."""
-        kind = self.random.choice(("sums", "float", "bits", "fused", "fused", "pool", "select", "rows"))
+        kind = self.random.choice(
+            ("sums", "float", "bits", "fused", "fused", "pool", "select", "rows")
+        )
         if kind == "rows" or self.count > 12:
             features = self.channels * self.size[0] * self.size[1]
             (rows,) = self.add("flatten", self.name(), packed=bits, channels=self.channels)

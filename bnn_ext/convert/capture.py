@@ -1,7 +1,7 @@
 """A model as a graph of what it computes, whoever wrote it and however.
 
 The model runs once on example inputs, under a mode that sees every operator below autograd. What
-depends on the inputs becomes a node of a `torch.fx.Graph`; everything else (parameters, and whatever
+depends on the inputs becomes a node of a `torch.fx.Graph`; everything else (parameters, and what
 the model makes of them) is a constant with its value. So it does not matter which classes the
 layers have, whether they binarize in an autograd Function of their own or write into `.data`, which
 no tracer of Python code follows (`torch.export` refuses it): a tensor is known by the memory that
@@ -82,9 +82,7 @@ class Capture:
     notes: list[str] = field(default_factory=list)
 
 
-def capture(
-    model: nn.Module, inputs: Sequence[Tensor], *, keep_values: bool = False
-) -> Capture:
+def capture(model: nn.Module, inputs: Sequence[Tensor], *, keep_values: bool = False) -> Capture:
     """Runs the model and writes down what it computes.
 
     Args:
@@ -413,9 +411,16 @@ def _mark_batch(graph: Graph, larger: Graph) -> None:
 def _merge(node: Node, ours: Any, theirs: Any) -> Any:
     if isinstance(ours, (tuple, list)):
         pairs = list(zip(ours, theirs, strict=True))
-        if len(ours) and all(isinstance(value, int) for value in ours) and list(ours) != list(theirs):
+        if (
+            len(ours)
+            and all(isinstance(value, int) for value in ours)
+            and list(ours) != list(theirs)
+        ):
             sizes = [value if value == other else -1 for value, other in pairs]
-            if node.target not in (aten.reshape.default, aten.expand.default) or sizes.count(-1) > 1:
+            if (
+                node.target not in (aten.reshape.default, aten.expand.default)
+                or sizes.count(-1) > 1
+            ):
                 raise CaptureError(
                     f"{node.meta['kind']} at {node.meta['layer'] or 'the top'} calls {node.target} "
                     "with sizes that follow the batch"

@@ -90,9 +90,7 @@ def _slope(node: Node, input: Node) -> Tensor | str | None:
         if bool((slopes >= 0).all()):
             return up
         worst = int((~(slopes >= 0)).nonzero()[0])
-        return (
-            f"{_name(node)} has a negative slope ({float(slopes[worst]):.4g} in channel {worst})"
-        )
+        return f"{_name(node)} has a negative slope ({float(slopes[worst]):.4g} in channel {worst})"
     if target == aten.batch_norm.default:
         if args[5] or args[3] is None:
             return f"{_name(node)} keeps no running statistics, so each batch differs"
@@ -109,7 +107,7 @@ def _name(node: Node) -> str:
 
 
 def _alpha(node: Node) -> float:
-    return float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+    return float(node.kwargs.get("alpha", 1))
 
 
 def _sign_of(value: Any) -> Tensor | None:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -42,7 +41,7 @@ def convert(
     The model runs on the examples, and what it computes is written down: whose layers these are,
     and how they binarize, does not matter. Where a weight is ±s and the input ±1, the layer runs on
     bits. Between such layers only bits pass where the model allows it: BatchNorm, activations, bias
-    and scale become one integer threshold per channel, found on the model's own calls, so that every
+    and scale become one integer threshold per channel, found on the model's own calls, so that each
     bit is the same; elsewhere they are applied to the sums before these leave the registers. What
     is not binary stays as it was; `report` of the result says what became of each layer, and why.
 

@@ -113,6 +113,7 @@ def is_variable(value: Any) -> bool:
 
 
 def calls(node: Any, *targets: Callable[..., Any]) -> bool:
+    """Whether it is a node that calls one of the targets."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 
@@ -188,4 +189,4 @@ def run(graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:
 def compute(node: Node, values: dict[Node, Any]) -> Any:
     """The result of a call, from those of its arguments."""
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return node.target(*args, **kwargs)

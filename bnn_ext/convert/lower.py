@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,9 +43,9 @@ _SUMS = {
 _ROUND_ONCE = {
     getattr(aten, name)
     for name in (
-        "abs add cat clamp clamp_max clamp_min constant_pad_nd div eq expand flatten flip ge gt hardtanh "
-        "index_select le lt max_pool2d maximum minimum mul ne neg relu reshape select slice split "
-        "split_with_sizes sub where _to_copy"
+        "abs add cat clamp clamp_max clamp_min constant_pad_nd div eq expand flatten flip ge gt "
+        "hardtanh index_select le lt max_pool2d maximum minimum mul ne neg relu reshape select "
+        "slice split split_with_sizes sub where _to_copy"
     ).split()
 }
 _POOLS = {aten.max_pool2d.default: RealMaxPool2d, aten.avg_pool2d.default: RealAvgPool2d}
@@ -57,6 +57,10 @@ _KEEP_FORMAT = {
     aten.cat.default,
     aten.constant_pad_nd.default,
 }
+
+
+_Pair = tuple[int, int]
+_Window = tuple[_Pair, _Pair, _Pair, _Pair, bool]  # of a pool
 
 
 @dataclass
@@ -125,8 +129,8 @@ class _Lowering:
             self.floats[node] = name
             self.result.inputs.append(name)
         elif node.op == "output":
-            for value in node.args[0]:  # type: ignore[union-attr]
-                self.result.outputs.append(self.output(value))  # type: ignore[arg-type]
+            for value in node.args[0]:
+                self.result.outputs.append(self.output(value))
         elif node.op == "call_function" and node not in self.bits:
             self.add_call(node)
 
@@ -178,7 +182,7 @@ class _Lowering:
         needed = any(user is not comparison for user in end.users)
         operations, operands = (), ()
         if end is not start:
-            _, operations, *operands = end.args  # type: ignore[assignment]
+            _, operations, *operands = end.args
         if not ir.calls(start, ir.product):
             self.elementwise(start, end, operations, operands, comparison, needed)
             return
@@ -189,7 +193,7 @@ class _Lowering:
         steps, tensors, maps = self.steps(operations, operands)
         weight, arguments = self.product_arguments(start)
         arguments |= {"dtype": _DTYPES[start.meta["dtype"]]}
-        inputs = (self.bits[start.args[0]].name, *maps)  # type: ignore[index]
+        inputs = (self.bits[start.args[0]].name, *maps)
         is_map = weight.dim() == 4
         if plain:
             if is_map:
@@ -204,8 +208,10 @@ class _Lowering:
 
     def comparison_of(self, end: GraphNode) -> GraphNode | None:
         """The comparison of the layer's floats that its kernel can make at once."""
-        if end.meta["dtype"] != torch.float32 or end.target is ir.product and (
-            end.args[0] not in self.bits
+        if (
+            end.meta["dtype"] != torch.float32
+            or end.target is ir.product
+            and (end.args[0] not in self.bits)
         ):
             return None
         for user in end.users:
@@ -218,7 +224,9 @@ class _Lowering:
     ) -> tuple[list[str], dict[str, Tensor], list[str]]:
         """Steps of a fused layer, its tensors and the names of its further inputs."""
         given = iter(operands)
-        steps, tensors, maps = [], {}, []
+        steps: list[str] = []
+        tensors: dict[str, Tensor] = {}
+        maps: list[str] = []
         for operation in operations:
             own = [next(given) for _ in range(operand_count(operation))]
             if operation == "add" and ir.is_variable(own[0]):
@@ -230,7 +238,7 @@ class _Lowering:
                 tensors[f"operand_{len(tensors)}"] = operand.meta["tensor"]
         return steps, tensors, maps
 
-    def float_threshold(self, comparison: GraphNode | None) -> dict[str, Tensor | None]:
+    def float_threshold(self, comparison: GraphNode | None) -> dict[str, Any]:
         if comparison is None:
             return {}
         if comparison.target is ir.sign:
@@ -242,8 +250,8 @@ class _Lowering:
 
     def product_arguments(self, product: GraphNode) -> tuple[Tensor, dict[str, Any]]:
         """The packed weight in the order of the input's channels, and the geometry."""
-        signs = product.args[1].meta["tensor"]  # type: ignore[union-attr]
-        bits = self.bits.get(product.args[0])  # type: ignore[arg-type]
+        signs = product.args[1].meta["tensor"]
+        bits = self.bits.get(product.args[0])
         if bits is not None and bits.order is not None:
             signs = signs[:, bits.order.to(signs.device)]
         if signs.dim() == 2:
@@ -251,10 +259,10 @@ class _Lowering:
         stride, padding, dilation, groups, pad_value = product.args[2:]
         weight = ops.pack(signs.float().permute(0, 2, 3, 1).contiguous())
         return weight, {
-            "in_channels": signs.shape[1] * groups,  # type: ignore[operator]
-            "stride": tuple(stride),  # type: ignore[arg-type]
-            "padding": tuple(padding),  # type: ignore[arg-type]
-            "dilation": tuple(dilation),  # type: ignore[arg-type]
+            "in_channels": signs.shape[1] * groups,
+            "stride": tuple(stride),
+            "padding": tuple(padding),
+            "dilation": tuple(dilation),
             "groups": groups,
             "pad_value": pad_value,
         }
@@ -274,7 +282,7 @@ class _Lowering:
         if self.exact or start.meta["dtype"] != torch.float32:
             if is_map:
                 arguments["fan_in"] = arguments.pop("in_channels") // arguments["groups"]
-                arguments["channels_last"] = start.args[1].meta["channels_last"]  # type: ignore[union-attr]
+                arguments["channels_last"] = start.args[1].meta["channels_last"]
             else:
                 arguments["fan_in"] = arguments.pop("in_features")
             arguments |= {"scale": None, "bias": None, "dtype": _DTYPES[start.meta["dtype"]]}
@@ -284,7 +292,7 @@ class _Lowering:
                 arguments["channels_last"] = True
             kind = packed.RealInputConv2d if is_map else packed.RealInputLinear
             self.result.rounds = True
-        source = self.float_value(start.args[0], self.format_of(start))  # type: ignore[arg-type]
+        source = self.float_value(start.args[0], self.format_of(start))
         self.emit(start, start, (source,), kind(weight, **arguments), True, None)
         if end is not start:
             self.elementwise(start, end, operations, operands, comparison, needed)
@@ -382,19 +390,19 @@ class _Lowering:
     def move_bits(self, node: GraphNode) -> None:
         if node.target is ir.pool:
             source, falling, *window = node.args
-            bits = self.bits[source]  # type: ignore[index]
+            bits = self.bits[source]
             minimum = None
             if falling is not None:
-                channels = falling.meta["tensor"]  # type: ignore[union-attr]
+                channels = falling.meta["tensor"]
                 if bits.order is not None:
                     channels = channels[bits.order.to(channels.device)]
                 minimum = pack_bits(channels)
-            module = packed.PackedMaxPool2d(*window, minimum)  # type: ignore[arg-type]
+            module = packed.PackedMaxPool2d(*cast(_Window, window), minimum)
             self.emit_bits(node, (bits.name,), module, bits.order)
         elif node.target is ir.flatten:
             source = node.args[0]
-            bits = self.bits[source]  # type: ignore[index]
-            channels, height, width = source.meta["shape"][1:]  # type: ignore[union-attr]
+            bits = self.bits[source]
+            channels, height, width = source.meta["shape"][1:]
             order = torch.arange(channels * height * width).view(channels, height * width)
             if bits.order is not None:
                 order = order[bits.order]
@@ -407,12 +415,12 @@ class _Lowering:
         """Channels of packed values, chosen or put side by side."""
         if node.target is ir.select:
             source = node.args[0]
-            parts = [self.bits[source]]  # type: ignore[index]
-            channels = [source.meta["shape"][1]]  # type: ignore[union-attr]
-            index = node.args[1].meta["tensor"].cpu()  # type: ignore[union-attr]
+            parts = [self.bits[source]]
+            channels = [source.meta["shape"][1]]
+            index = node.args[1].meta["tensor"].cpu()
         else:
-            parts = [self.bits[part] for part in node.args[0]]  # type: ignore[union-attr, index]
-            channels = [part.meta["shape"][1] for part in node.args[0]]  # type: ignore[union-attr]
+            parts = [self.bits[part] for part in node.args[0]]
+            channels = [part.meta["shape"][1] for part in node.args[0]]
             index = torch.arange(sum(channels))
         orders = [
             torch.arange(count) if bits.order is None else bits.order
@@ -494,8 +502,8 @@ class _Lowering:
         return self.floats.get(source) in self.channels_last
 
     def pool(self, node: GraphNode) -> None:
-        module: RealPool = _POOLS[node.target](**_pool_arguments(node))  # type: ignore[index]
-        source = self.float_value(node.args[0])  # type: ignore[arg-type]
+        module: RealPool = _POOLS[node.target](**_pool_arguments(node))
+        source = self.float_value(node.args[0])
         self.channels_last.add(self.add_floats(node, module, (source,)))
 
     def keeps_channels_last(self, node: GraphNode, layout: torch.memory_format | None) -> bool:
@@ -517,7 +525,7 @@ class _Lowering:
         """The memory format in which the call must see its map, None for any."""
         if self.exact:
             if node.target is ir.select and any(map(_reads_part, node.users)):
-                source = node.args[0].meta  # type: ignore[union-attr]
+                source = node.args[0].meta
                 return torch.channels_last if source["channels_last"] else torch.contiguous_format
             if getattr(node.target, "overloadpacket", None) in _ROUND_ONCE or _reads_part(node):
                 return None
@@ -564,8 +572,8 @@ def _is_map(node: GraphNode) -> bool:
     return len(node.meta["shape"]) == 4
 
 
-def _threshold(comparison: GraphNode) -> dict[str, Tensor | None]:
-    threshold, rising = (n.meta["tensor"] for n in comparison.args[1:])  # type: ignore[union-attr]
+def _threshold(comparison: GraphNode) -> dict[str, Any]:
+    threshold, rising = (n.meta["tensor"] for n in comparison.args[1:])
     return {"threshold": threshold, "flip": None if bool(rising.all()) else pack_bits(~rising)}
 
 
@@ -577,8 +585,7 @@ def _reads_part(node: GraphNode) -> bool:
 def _only_weights_see(node: GraphNode) -> bool:
     """Whether all that use the bits are products whose weights can be put in any order."""
     return all(
-        user.target is ir.product
-        and (user.args[1].meta["tensor"].dim() == 2 or user.args[5] == 1)  # type: ignore[union-attr]
+        user.target is ir.product and (user.args[1].meta["tensor"].dim() == 2 or user.args[5] == 1)
         for user in node.users
     )
 
@@ -590,7 +597,7 @@ def _in_torch(node: GraphNode) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     source = node.args[0]
     if node.target is ir.flatten:
         return aten.flatten.using_ints, (source, 1), {}
-    index = node.args[1].meta["tensor"]  # type: ignore[union-attr]
+    index = node.args[1].meta["tensor"]
     first, last = int(index[0]), int(index[-1])
     if torch.equal(index, torch.arange(first, first + len(index))):
         return aten.slice.Tensor, (source, 1, first, last + 1), {}
@@ -599,7 +606,7 @@ def _in_torch(node: GraphNode) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
 def _pool_arguments(node: GraphNode) -> dict[str, Any]:
     """The arguments of a pool of torch, windows as height and width."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [argument.name for argument in node.target._schema.arguments]
     arguments = dict(zip(names[1:], node.args[1:], strict=False)) | node.kwargs
     for name in ("kernel_size", "stride", "padding", "dilation"):
         if arguments.get(name):  # without a stride it is empty

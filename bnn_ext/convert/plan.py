@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from bnn_ext import ops
-from bnn_ext.nn.packed import PackedLayer
+from bnn_ext.nn.packed import OperatorLayer
 
 
 @dataclass
@@ -66,7 +66,7 @@ def plan(nodes: Sequence[Node], outputs: Iterable[str]) -> list[Step]:
 
 def runs_in_sequence(module: nn.Module) -> bool:
     """Whether the module is nothing but one of our operators."""
-    if not isinstance(module, PackedLayer) or type(module).call is PackedLayer.call:
+    if not isinstance(module, OperatorLayer):
         return False
     return not (module.gives_map and getattr(module, "channels_last", True) is False)
 
@@ -84,11 +84,11 @@ def _step(
 
 
 def _caller(node: Node) -> Callable[[list[Any]], Sequence[Any]]:
-    module = node.module
-    if len(node.outputs) == 1:
-        return lambda values: (module(*values),)
-    several: Callable[[list[Any]], Sequence[Any]] = lambda values: module(*values)
-    return several
+    def call(values: list[Any]) -> Sequence[Any]:
+        results = node.module(*values)
+        return (results,) if len(node.outputs) == 1 else results
+
+    return call
 
 
 def _sequence(nodes: Sequence[Node], needed: set[str]) -> Step:
@@ -115,7 +115,7 @@ class _Calls:
 
     def add(self, node: Node) -> None:
         layer = node.module
-        assert isinstance(layer, PackedLayer)
+        assert isinstance(layer, OperatorLayer)
         inputs = [
             self.channels_last(name) if i in layer.map_inputs else self.as_in_torch(name)
             for i, name in enumerate(node.inputs)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from bnn_ext import ops, reference
 from bnn_ext.convert.network import PackedNetwork
-from bnn_ext.nn.packed import BinaryWeightConv2d, BinaryWeightLinear, PackedLayer, geometry
+from bnn_ext.nn.packed import BinaryWeightConv2d, BinaryWeightLinear, OperatorLayer, geometry
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, fill
 from bnn_ext.reference import WORD_BITS, unpack_bits
 
@@ -84,7 +84,7 @@ class _Writer:
             return [inputs[0].clone(memory_format=memory)]
         if isinstance(layer, (BinaryWeightConv2d, BinaryWeightLinear)):
             return [self.binary_weight(name, layer, *inputs)]
-        if not isinstance(layer, PackedLayer):  # a model that could not be read
+        if not isinstance(layer, OperatorLayer):  # a model that could not be read
             return [self.module(name, copy.deepcopy(layer))(*inputs)]
         operator, arguments = layer.call(inputs)
         x = arguments.pop("input", None)

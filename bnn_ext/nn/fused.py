@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bnn_ext import ops
-from bnn_ext.nn.packed import GEOMETRY, PackedLayer, float_dtype, geometry, window
+from bnn_ext.nn.packed import GEOMETRY, OperatorLayer, float_dtype, geometry, window
 from bnn_ext.ops.epilogue import operand_count
 from bnn_ext.reference import words
 
@@ -22,7 +22,7 @@ _Pair = tuple[int, int]
 RESIDUAL = "residual"
 
 
-class _Fused(PackedLayer):
+class _Fused(OperatorLayer):
     """Steps, and what they give: floats, bits, or a tuple of both."""
 
     threshold: Tensor | None
@@ -175,7 +175,11 @@ class FusedConv2d(_Fused):
         self.register_buffer("weight", weight)
         self._derive()
         size = window(weight.shape[1:3], dilation)
-        residual = (1, weight.shape[0], *(1 + 2 * p // s for p, s in zip(padding, stride)))
+        residual = (
+            1,
+            weight.shape[0],
+            *(1 + 2 * p // s for p, s in zip(padding, stride, strict=True)),
+        )
         self._check((1, *size, words(in_channels)), [residual] * self.residuals)
 
     def _derive(self) -> None:

@@ -40,36 +40,6 @@ class PackedLayer(nn.Module):
 
     attribute_names: tuple[str, ...] = ()
 
-    # The operators have channels last: which inputs and whether the floats that come out are real
-    # maps, which in torch are [N, C, H, W].
-    map_inputs: Collection[int] = ()
-    gives_map = False
-
-    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
-        """The operator that does the layer's work, and its arguments by name.
-
-        Args:
-            inputs: tensors, or names that stand for them in a `bnn_ext.ops.Sequence`. Real maps
-                are `[N, H, W, C]`.
-        """
-        raise NotImplementedError(type(self).__name__)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        given = [
-            x.permute(0, 2, 3, 1) if i in self.map_inputs else x for i, x in enumerate(inputs)
-        ]
-        operator, arguments = self.call(given)
-        first = next(iter(arguments))  # the input; operators that get it by position check faster
-        results = getattr(ops, operator)(arguments.pop(first), **arguments)
-        if isinstance(results, Tensor):
-            return results.permute(0, 3, 1, 2) if self.gives_map else results
-        floats, bits = results
-        if floats is not None and self.gives_map:
-            floats = floats.permute(0, 3, 1, 2)
-        if floats is None or bits is None:
-            return bits if floats is None else floats
-        return floats, bits
-
     def attributes(self) -> dict[str, Any]:
         """The constructor's arguments that are not tensors, as JSON can hold them."""
         values = {name: getattr(self, name) for name in self.attribute_names}
@@ -125,6 +95,38 @@ class PackedLayer(nn.Module):
         return self
 
 
+class OperatorLayer(PackedLayer):
+    """A layer whose work is one of our operators."""
+
+    # The operators have channels last: which inputs and whether the floats that come out are real
+    # maps, which in torch are [N, C, H, W].
+    map_inputs: Collection[int] = ()
+    gives_map = False
+
+    def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        """The operator that does the layer's work, and its arguments by name.
+
+        Args:
+            inputs: tensors, or names that stand for them in a `bnn_ext.ops.Sequence`. Real maps
+                are `[N, H, W, C]`.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        given = [x.permute(0, 2, 3, 1) if i in self.map_inputs else x for i, x in enumerate(inputs)]
+        operator, arguments = self.call(given)
+        first = next(iter(arguments))  # the input; operators that get it by position check faster
+        results = getattr(ops, operator)(arguments.pop(first), **arguments)
+        if isinstance(results, Tensor):
+            return results.permute(0, 3, 1, 2) if self.gives_map else results
+        floats, bits = results
+        if floats is not None and self.gives_map:
+            floats = floats.permute(0, 3, 1, 2)
+        if floats is None or bits is None:
+            return bits if floats is None else floats
+        return floats, bits
+
+
 def check_bool(name: str, value: bool) -> None:
     """The attribute is a bool, which a file may have given."""
     if not isinstance(value, bool):
@@ -149,7 +151,7 @@ def window(kernel_size: Sequence[int], dilation: Sequence[int]) -> _Pair:
     return vertical, horizontal
 
 
-class Pack(PackedLayer):
+class Pack(OperatorLayer):
     """Real values to bits: the sign, or a comparison with a threshold per channel.
 
     Shape: input `[N, C, H, W]` with `is_map`, else `[..., C]`; output `[N, H, W, words]` or
@@ -187,7 +189,7 @@ class Pack(PackedLayer):
         return bits
 
 
-class _PackedProduct(PackedLayer):
+class _PackedProduct(OperatorLayer):
     """A product with packed weights: bits out if there is a threshold, floats otherwise."""
 
     weight: Tensor
@@ -224,6 +226,7 @@ class _PackedProduct(PackedLayer):
 
 
 def float_dtype(name: str) -> torch.dtype:
+    """The dtype of that name, one of those that the operators give."""
     choices = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if name not in choices:
         raise ValueError(f"dtype must be one of {', '.join(choices)}, found {name!r}")
@@ -336,7 +339,7 @@ class PackedConv2d(_PackedProduct):
         return in_format(super().forward(*inputs), self)
 
 
-class PackedMaxPool2d(PackedLayer):
+class PackedMaxPool2d(OperatorLayer):
     """Max-pool of a packed map; see `bnn_ext.ops.max_pool2d`."""
 
     attribute_names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -365,7 +368,7 @@ class PackedMaxPool2d(PackedLayer):
         return "max_pool2d", {"input": inputs[0], **window, "minimum": self.minimum}
 
 
-class PackedFlatten(PackedLayer):
+class PackedFlatten(OperatorLayer):
     """A packed map to packed rows, in the order height, width, channel."""
 
     attribute_names = ("channels",)
@@ -379,7 +382,7 @@ class PackedFlatten(PackedLayer):
         return "flatten", {"packed": inputs[0], "channels": self.channels}
 
 
-class SelectChannels(PackedLayer):
+class SelectChannels(OperatorLayer):
     """Chosen channels of packed values side by side; see `bnn_ext.ops.select_channels`.
 
     Shape: inputs packed `[..., ceil(channels[i] / 32)]`, output packed `[..., ceil(C / 32)]`.

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from bnn_ext.nn.packed import PackedLayer, check_bool, window
+from bnn_ext.nn.packed import OperatorLayer, check_bool, window
 
 _Pair = tuple[int, int]
 
 
-class RealPool(PackedLayer):
+class RealPool(OperatorLayer):
     """A pool of float32 maps `[N, C, H, W]`; what it gives is in torch.channels_last.
 
     Inputs in torch.channels_last are read where they are, others are copied first.

@@ -15,27 +15,28 @@ from bnn_ext.nn.packed import PackedLayer
 # Operators that a file may name: functions of their arguments, and of nothing else.
 SAVED = frozenset(
     """
-    _adaptive_avg_pool2d.default _log_softmax.default _softmax.default _to_copy.default abs.default
-    add.Scalar add.Tensor addcmul.default addmm.default amax.default argmax.default
+    _adaptive_avg_pool2d.default _log_softmax.default _softmax.default _to_copy.default
+    abs.default add.Scalar add.Tensor addcmul.default addmm.default amax.default argmax.default
     avg_pool1d.default avg_pool2d.default avg_pool3d.default batch_norm.default bmm.default
     cat.default celu.default channel_shuffle.default clamp.default clamp_max.default
     clamp_min.default constant_pad_nd.default convolution.default copysign.Tensor cumsum.default
     div.Scalar div.Tensor elu.default eq.Scalar eq.Tensor erf.default exp.default expand.default
-    flatten.using_ints flip.default floor.default ge.Scalar ge.Tensor gelu.default gt.Scalar
-    gt.Tensor hardsigmoid.default hardswish.default hardtanh.default index_select.default
-    le.Scalar le.Tensor leaky_relu.default linear.default log.default logical_and.default
-    logical_not.default logical_or.default lt.Scalar lt.Tensor max_pool2d.default
-    max_pool3d_with_indices.default maximum.default mean.default mean.dim minimum.default mish.default
-    mm.default mul.Scalar mul.Tensor group_norm.default native_layer_norm.default ne.Scalar
-    ne.Tensor neg.default permute.default pixel_shuffle.default pow.Scalar
-    pow.Tensor_Scalar pow.Tensor_Tensor prelu.default reciprocal.default
+    flatten.using_ints flip.default floor.default full_like.default ge.Scalar ge.Tensor
+    gelu.default group_norm.default gt.Scalar gt.Tensor hardsigmoid.default hardswish.default
+    hardtanh.default index_select.default le.Scalar le.Tensor leaky_relu.default linear.default
+    log.default logical_and.default logical_not.default logical_or.default lt.Scalar lt.Tensor
+    max_pool2d.default max_pool3d_with_indices.default maximum.default mean.default mean.dim
+    minimum.default mish.default mm.default mul.Scalar mul.Tensor native_layer_norm.default
+    ne.Scalar ne.Tensor neg.default ones_like.default permute.default pixel_shuffle.default
+    pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default reciprocal.default
     reflection_pad2d.default relu.default relu6.default replication_pad2d.default reshape.default
     roll.default round.default rsqrt.default rsub.Scalar rsub.Tensor select.int sgn.default
     sigmoid.default sign.default silu.default slice.Tensor softplus.default split.Tensor
     split_with_sizes.default sqrt.default squeeze.default squeeze.dim stack.default sub.Scalar
     sub.Tensor sum.dim_IntList t.default tanh.default threshold.default transpose.int
-    unsqueeze.default upsample_bilinear2d.default upsample_bilinear2d.vec upsample_nearest2d.default upsample_nearest2d.vec where.ScalarOther
-    where.ScalarSelf where.self full_like.default ones_like.default zeros_like.default
+    unsqueeze.default upsample_bilinear2d.default upsample_bilinear2d.vec
+    upsample_nearest2d.default upsample_nearest2d.vec where.ScalarOther where.ScalarSelf
+    where.self zeros_like.default
     """.split()
 )
 _ITEM = "getitem"  # of a call with several results
@@ -72,8 +73,8 @@ class TorchCall(PackedLayer):
     """One call of a torch operator, with its arguments.
 
     Args:
-        operator: its name and overload, like "mean.dim", those of others than torch's own with their
-            namespace in front; "getitem" takes one of several results.
+        operator: its name and overload, like "mean.dim", with a namespace in front where that is
+            not torch's own; "getitem" takes one of several results.
         arguments: in order: plain values, lists of them, `{"input": i}` for the call's i-th input,
             `{"tensor": name}` for a buffer, `{"dtype": "float32"}`, `{"float": "inf"}`.
         keywords: further arguments by name.

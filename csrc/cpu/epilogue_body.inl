@@ -46,8 +46,8 @@ inline HalfVector to_halves(FloatVector values, FloatType type) {
 }
 
 // Rows of a tile go through their steps in pieces of kVectors vectors, which stay in registers: a
-// whole row is one piece, a shorter one is cut into single vectors. `lanes` of a piece are channels;
-// those past the last one hold anything.
+// whole row is one piece, a shorter one is cut into single vectors. `lanes` of a piece are
+// channels; those past the last one hold anything.
 constexpr int kRowVectors = kTileChannels / kLanes;
 
 struct Piece {
@@ -68,14 +68,14 @@ template <int kVectors>
 inline void load(const Map& map, const Piece& piece, FloatVector* y) {
   if (map.type == FloatType::kFloat) {
     float room[kVectors * kLanes];
-    const float* from = readable<kVectors>(static_cast<const float*>(map.values) + piece.index,
-                                           piece.lanes, room);
+    const float* from =
+        readable<kVectors>(static_cast<const float*>(map.values) + piece.index, piece.lanes, room);
     for (int v = 0; v < kVectors; ++v) y[v] = load_vector<FloatVector>(from + v * kLanes);
     return;
   }
   uint16_t room[kVectors * kLanes];
-  const uint16_t* from = readable<kVectors>(static_cast<const uint16_t*>(map.values) + piece.index,
-                                            piece.lanes, room);
+  const uint16_t* from =
+      readable<kVectors>(static_cast<const uint16_t*>(map.values) + piece.index, piece.lanes, room);
   for (int v = 0; v < kVectors; ++v)
     y[v] = to_floats(load_vector<HalfVector>(from + v * kLanes), map.type);
 }

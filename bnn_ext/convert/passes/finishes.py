@@ -158,7 +158,7 @@ def _candidates(node: Node, input: Node, channels: int) -> Iterator[list[Step]]:
 
 
 def _batch_norm(node: Node) -> Iterator[list[Step]]:
-    """torch's way: `x * factor + addend`, rounded once where the CPU has such an instruction."""
+    """Torch's way: `x * factor + addend`, rounded once where the CPU has such an instruction."""
     weight, bias, mean, variance = (ir.tensor_of(value) for value in node.args[1:5])
     assert mean is not None and variance is not None
     eps = node.args[7]
@@ -195,7 +195,7 @@ def _same(node: Node, input: Node, steps: list[Step]) -> bool:
     known[input] = probes
     expected = ir.compute(node, known)
     operands = [operand for step in steps for operand in step.operands]
-    found = ir.finish(probes, [step.operation for step in steps], *operands)  # type: ignore[arg-type]
+    found = ir.finish(probes, [step.operation for step in steps], *operands)
     return bool(torch.equal(expected, found)) and bool(
         (expected.signbit() == found.signbit()).all()
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
@@ -51,8 +50,14 @@ def _fold(graph: Graph, layer: Node, norm: Node) -> None:
             *layer.args[3:],
         ]
         folded = ir.call(
-            graph, layer.target, tuple(arguments), norm, layer=layer.meta["layer"],  # type: ignore[arg-type]
-            kind=layer.meta["kind"], absorbed=(norm,), rounds=True,
+            graph,
+            layer.target,
+            tuple(arguments),
+            norm,
+            layer=layer.meta["layer"],
+            kind=layer.meta["kind"],
+            absorbed=(norm,),
+            rounds=True,
         )
     ir.replace(norm, folded)
     graph.erase_node(norm)

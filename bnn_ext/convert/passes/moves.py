@@ -47,7 +47,7 @@ def _sources(node: Node) -> list[Node]:
     """What the node's values may come from, the farthest first."""
     sources = []
     while _is_move(node):
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
         if isinstance(node.meta.get("shape"), tuple):
             sources.append(node)
     return sources[::-1]
@@ -59,7 +59,7 @@ def _positions(node: Node, source: Node) -> Tensor | None:
     step = node
     while step is not source:
         path.append(step)
-        step = step.args[0]  # type: ignore[assignment]
+        step = step.args[0]
     shape = source.meta["shape"]
     values: dict[Node, object] = {source: torch.arange(math.prod(shape)).view(shape)}
     for step in reversed(path):

@@ -30,10 +30,10 @@ _FEW = 0.01  # of a weight may be 0, the sign of 0 in most code
 _ELEMENTWISE = {
     getattr(aten, name)
     for name in (
-        "abs add clamp clamp_max clamp_min copysign div eq ge gt hardtanh le leaky_relu logical_and "
-        "logical_not logical_or lt maximum minimum mul ne neg pow relu remainder round rsub sgn "
-        "sigmoid sign sub tanh where _to_copy floor ceil bitwise_not bitwise_and bitwise_or ones_like "
-        "zeros_like full_like"
+        "abs add bitwise_and bitwise_not bitwise_or ceil clamp clamp_max clamp_min copysign div eq "
+        "floor full_like ge gt hardtanh le leaky_relu logical_and logical_not logical_or lt "
+        "maximum minimum mul ne neg ones_like pow relu remainder round rsub sgn sigmoid sign sub "
+        "tanh where zeros_like _to_copy"
     ).split()
 }
 # Where the sign of 0 is not +1, so many values may be 0: by chance, not by a ReLU, by padding or in
@@ -129,8 +129,7 @@ def _geometry(node: Node) -> Geometry | str:
         return "only linear layers and 2-d convolutions have packed kernels"
     # One number for both axes is a list of one in some calls.
     stride, padding, dilation = (
-        tuple(sizes) * (2 // len(sizes))  # type: ignore[arg-type]
-        for sizes in (stride, padding, dilation)
+        tuple(sizes) * (2 // len(sizes)) for sizes in (stride, padding, dilation)
     )
     return stride, padding, dilation, groups, 0
 
@@ -144,10 +143,10 @@ def _padding_of_signs(
     if geometry and ir.calls(input, aten.constant_pad_nd.default) and not any(geometry[1]):  # type: ignore[arg-type]
         inner, sizes = input.args[:2]
         value = ir.argument(input, 2, "value", 0)
-        found = _as_sign(graph, inner, signs)  # type: ignore[arg-type]
-        if found is not None and value in (-1, 0, 1) and _is_symmetric(sizes):  # type: ignore[arg-type]
+        found = _as_sign(graph, inner, signs)
+        if found is not None and value in (-1, 0, 1) and _is_symmetric(sizes):
             stride, _, dilation, groups, _ = geometry
-            padding = (sizes[2], sizes[0])  # type: ignore[index]
+            padding = (sizes[2], sizes[0])
             return found, (stride, padding, dilation, groups, int(value))
     return _as_sign(graph, input, signs) or input, geometry
 
@@ -196,7 +195,9 @@ def _as_sign(graph: Graph, node: Node, known: dict[Node, Node | None]) -> Node |
             found = same[0]
         else:
             with graph.inserting_after(variable):
-                found = ir.call(graph, ir.sign, (variable,), node, note=note, call=node.meta.get("call"))
+                found = ir.call(
+                    graph, ir.sign, (variable,), node, note=note, call=node.meta.get("call")
+                )
     else:
         found = _sign_of_moved(graph, node, known)
     known[node] = found
@@ -206,7 +207,7 @@ def _as_sign(graph: Graph, node: Node, known: dict[Node, Node | None]) -> Node |
 def _sign_of_moved(graph: Graph, node: Node, known: dict[Node, Node | None]) -> Node | None:
     """Signs that are moved, or the largest of which is taken, are signs of what is moved."""
     if ir.calls(node, aten.cat.default):
-        parts = list(node.args[0])  # type: ignore[arg-type]
+        parts = list(node.args[0])
     elif ir.calls(node, *_MOVES):
         parts = [node.args[0]]
     else:

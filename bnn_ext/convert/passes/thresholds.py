@@ -9,13 +9,20 @@ layer. Selections, concatenations and flattened maps of what is compared become 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Graph, Node
 
 from bnn_ext.convert import ir
 from bnn_ext.convert.chain import Chain, direction
 from bnn_ext.convert.ir import aten
-from bnn_ext.convert.thresholds import NotMonotoneError, Threshold, float_threshold, integer_threshold
+from bnn_ext.convert.thresholds import (
+    NotMonotoneError,
+    Threshold,
+    float_threshold,
+    integer_threshold,
+)
 
 
 def compare_at_sources(graph: Graph, *, real_products: bool) -> None:
@@ -64,7 +71,7 @@ class _Pass:
         return self.compared(value, chain, integers=False)
 
     def through(self, value: Node, chain: Chain) -> Node | None:
-        """The signs of a value that nothing else needs, taken in front of the call that makes it."""
+        """The signs of a value that nothing else needs, taken in front of what makes it."""
         source = value.args[0] if value.args else None
         if ir.calls(value, aten.cat.default):
             return self.through_cat(value, chain)
@@ -73,11 +80,11 @@ class _Pass:
             index = ir.tensor_of(value.args[1])
             assert index is not None
             before = chain.behind_select(index, source.meta["shape"][1])
-            return before and self.moved(value, source, before)
+            return None if before is None else self.moved(value, source, before)
         if ir.calls(value, ir.flatten):
             assert isinstance(source, Node)
             before = chain.behind_flatten(source.meta["shape"][1])
-            return before and self.moved(value, source, before)
+            return None if before is None else self.moved(value, source, before)
         if ir.calls(value, aten.max_pool2d.default):
             return self.through_pool(value, chain)
         slope = direction(value)
@@ -92,14 +99,14 @@ class _Pass:
         if signs is None:
             return None
         with self.graph.inserting_before(self.sign):
-            return ir.call(self.graph, value.target, (signs, *value.args[1:]), value)  # type: ignore[arg-type]
+            return ir.call(self.graph, value.target, (signs, *value.args[1:]), value)
 
     def through_cat(self, value: Node, chain: Chain) -> Node | None:
         parts = value.args[0]
         if ir.argument(value, 1, "dim", 0) not in (1, 1 - len(value.meta["shape"])):
             return None
         signs, first = [], 0
-        for part in parts:  # type: ignore[union-attr]
+        for part in parts:
             if not ir.is_variable(part):
                 return None
             channels = part.meta["shape"][1]
@@ -175,8 +182,8 @@ class _Pass:
             return node
 
 
-def _pair(value: object) -> tuple[int, ...]:
+def _pair(value: Any) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value, value)
-    sizes = tuple(value)  # type: ignore[arg-type]
+    sizes = tuple(value)
     return sizes * 2 if len(sizes) == 1 else sizes
