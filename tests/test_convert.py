@@ -106,7 +106,10 @@ def test_random_model(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_model_with_real_layers_as_they_were(seed):
     drawn, _ = drawn_and_converted(seed)
-    check(drawn.model, drawn.input, real_layers="torch")
+    fast = check(drawn.model, drawn.input, real_layers="torch")
+    found = bnn_ext.verify(drawn.model, fast, drawn.input, layers=True)
+    assert found.layers
+    assert found.first_difference is None, found.first_difference  # of the bits, too
 
 
 @pytest.mark.parametrize("seed", SEEDS)
