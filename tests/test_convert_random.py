@@ -57,7 +57,7 @@ def assert_binary_layers_run_on_bits(model: nn.Module, fast: PackedNetwork) -> N
             assert layer.reason, layer
             lopsided = module.weight.dim() == 4 and module.padding == "same"
             if module.input_quantizer is not None and not lopsided:
-                assert "real input" not in layer.reason, layer
+                assert "its input is real" not in layer.reason, layer
             if layer.status == "packed":
                 assert ": " in layer.reason, layer  # says what keeps it from giving bits alone
 

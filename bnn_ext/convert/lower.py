@@ -61,6 +61,7 @@ _KEEP_FORMAT = {
 
 _Pair = tuple[int, int]
 _Window = tuple[_Pair, _Pair, _Pair, _Pair, bool]  # of a pool
+_BY_TORCH = (packed.BinaryWeightConv2d, packed.BinaryWeightLinear)
 
 
 @dataclass
@@ -336,7 +337,7 @@ class _Lowering:
             self.result.made[comparison] = module
         if floats or comparison is None:
             self.floats[end] = name
-            if isinstance(module, packed.BinaryWeightConv2d):  # torch's convolution
+            if isinstance(module, _BY_TORCH):
                 last = layer.meta["channels_last"]
             else:
                 last = module.gives_map or isinstance(module, packed.RealInputConv2d)
