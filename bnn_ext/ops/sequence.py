@@ -38,6 +38,10 @@ _DTYPES = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}  # by torch's
 
 
 def _permute(input: Tensor, dims: SequenceOf[int]) -> Tensor:
+    if input.dim() != len(dims):
+        raise ValueError(
+            f"input must have {len(dims)} dimensions, found shape {tuple(input.shape)}"
+        )
     return input.permute(*dims)
 
 
