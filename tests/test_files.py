@@ -34,6 +34,7 @@ from bnn_ext.convert.network import Node
 from bnn_ext.convert.report import LayerReport, Report
 from bnn_ext.nn import packed
 from bnn_ext.nn.fused import Elementwise, FusedConv2d, FusedLinear
+from bnn_ext.nn.pooling import RealAvgPool2d, RealMaxPool2d
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, to_json
 
 Header = dict[str, Any]
@@ -168,11 +169,13 @@ def network() -> PackedNetwork:
         ),
         Node("16", TorchCall("split.Tensor", [{"input": 0}, 6, 1]), ("15",), ("16",)),
         Node("17", TorchCall("getitem", [{"input": 0}, 3]), ("16",), ("17",)),
+        Node("18", RealMaxPool2d((2, 2), (1, 2), (1, 0), ceil_mode=True), ("4",), ("18",)),
+        Node("19", RealAvgPool2d((2, 1), (2, 1), divisor_override=3), ("18",), ("19",)),
     ]
     structure = {
         "scores": "13",
         "both": ("10", ["14", "image"]),
-        7: OrderedDict(b="2", a="17"),
+        7: OrderedDict(b="2", a="17", c="19"),
     }
     report = Report([LayerReport("0", "Conv2d", "fused", "why", 10, 1, 5)], ["a note"])
     fast = PackedNetwork(nodes, ["image", "row"], structure, report, rounds=True)
