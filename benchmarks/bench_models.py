@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import openvino_network
 import torch
-from networks import MODELS, calibrated, float_twin, steadiest_first
+from measured_networks import MODELS, calibrated, float_twin, steadiest_first
 from parts import Part, profiled_parts, real_layers
 from peers import ROUNDING, Peers, Work, check, float_peers
 from run import Run, parser
@@ -22,7 +22,7 @@ PROFILED_CALLS = 20
 class Problem:
     """A network and a batch of images, both in torch.channels_last, which suits torch best.
 
-    All answers are compared on the first `steady` images, see `networks.steadiest_first`.
+    All answers are compared on the first `steady` images, see `measured_networks.steadiest_first`.
     """
 
     def __init__(self, model: nn.Sequential, images: Tensor, steady: int, threads: int) -> None:

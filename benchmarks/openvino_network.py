@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from networks import layers_of, takes_signs
+from measured_networks import layers_of, takes_signs
 from openvino_binary import binary_conv, counted_microseconds, signs
 from parts import Part, shares
 from peers import ROUNDING, Missing, OpenvinoRequest, Work, check

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from networks import layers_of, takes_signs
+from measured_networks import layers_of, takes_signs
 from timing import Implementation
 from torch import Tensor, nn
 

@@ -330,21 +330,21 @@ def _classifier() -> list[nn.Module]:
 
 
 def calibrated(make, image: tuple[int, ...], dtype=torch.float32) -> tuple[nn.Sequential, Tensor]:
-    import networks
+    import measured_networks
 
     images = (torch.randint(-128, 128, (16, *image)) / 128).to(dtype)
-    return networks.calibrated(make().to(dtype), images), images
+    return measured_networks.calibrated(make().to(dtype), images), images
 
 
 @pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_float_twins_are_the_same_functions(name):
-    import networks
+    import measured_networks
 
     # In float64 no rounding comes near to moving a bit, which would change everything behind it.
     model, images = calibrated(*TINY[name], torch.float64)
     output = model(images)
-    twin = networks.float_twin(model)
+    twin = measured_networks.float_twin(model)
     torch.testing.assert_close(twin(images), output, rtol=0, atol=1e-9)
     assert output.std() > 0.1  # the logits differ, so that equality means something
     kinds = {type(module) for module in twin.modules()}
@@ -352,7 +352,7 @@ def test_float_twins_are_the_same_functions(name):
 
 
 def test_layers_that_change_no_sign_are_left_out():
-    from networks import layers_of
+    from measured_networks import layers_of
 
     sign, real = bnn.BinaryLinear(8, 8), bnn.BinaryLinear(8, 8, input_quantizer=None)
     clip = nn.Hardtanh()
@@ -367,7 +367,7 @@ def test_layers_that_change_no_sign_are_left_out():
 
 @torch.no_grad()
 def test_the_steadiest_images_come_first():
-    from networks import MARGIN, steadiest_first
+    from measured_networks import MARGIN, steadiest_first
 
     layer = bnn.BinaryLinear(4, 8)
     near, nearest, far = 0.5 * MARGIN, 0.1 * MARGIN, 10 * MARGIN
@@ -383,12 +383,12 @@ def test_the_steadiest_images_come_first():
 @pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_binary_graphs_of_networks_equal_torch(name):
-    import networks
+    import measured_networks
     from openvino_network import Network
     from peers import OpenvinoRequest
 
     model, images = calibrated(*TINY[name])
-    images, steady = networks.steadiest_first(model, images)
+    images, steady = measured_networks.steadiest_first(model, images)
     images = images[:steady]
     graph = OpenvinoRequest(Network(model, images.shape).model, images, threads=1)
     output = torch.as_tensor(graph()).flatten(1)
