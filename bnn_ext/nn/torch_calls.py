@@ -22,21 +22,21 @@ SAVED = frozenset(
     clamp_min.default constant_pad_nd.default convolution.default copysign.Tensor cumsum.default
     div.Scalar div.Tensor elu.default eq.Scalar eq.Tensor erf.default exp.default expand.default
     flatten.using_ints flip.default floor.default full_like.default ge.Scalar ge.Tensor
-    gelu.default group_norm.default gt.Scalar gt.Tensor hardsigmoid.default hardswish.default
-    hardtanh.default index_select.default le.Scalar le.Tensor leaky_relu.default linear.default
-    log.default logical_and.default logical_not.default logical_or.default lt.Scalar lt.Tensor
-    max_pool2d.default max_pool3d_with_indices.default maximum.default mean.default mean.dim
-    minimum.default mish.default mm.default mul.Scalar mul.Tensor native_layer_norm.default
-    ne.Scalar ne.Tensor neg.default ones_like.default permute.default pixel_shuffle.default
-    pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default reciprocal.default
-    reflection_pad2d.default relu.default relu6.default replication_pad2d.default reshape.default
-    roll.default round.default rsqrt.default rsub.Scalar rsub.Tensor select.int sgn.default
-    sigmoid.default sign.default silu.default slice.Tensor softplus.default split.Tensor
-    split_with_sizes.default sqrt.default squeeze.default squeeze.dim stack.default sub.Scalar
-    sub.Tensor sum.dim_IntList t.default tanh.default threshold.default transpose.int
-    unsqueeze.default upsample_bilinear2d.default upsample_bilinear2d.vec
-    upsample_nearest2d.default upsample_nearest2d.vec where.ScalarOther where.ScalarSelf
-    where.self zeros_like.default
+    gelu.default getitem group_norm.default gt.Scalar gt.Tensor hardsigmoid.default
+    hardswish.default hardtanh.default index_select.default le.Scalar le.Tensor leaky_relu.default
+    linear.default log.default logical_and.default logical_not.default logical_or.default
+    lt.Scalar lt.Tensor max_pool2d.default max_pool3d_with_indices.default maximum.default
+    mean.default mean.dim minimum.default mish.default mm.default mul.Scalar mul.Tensor
+    native_layer_norm.default ne.Scalar ne.Tensor neg.default ones_like.default permute.default
+    pixel_shuffle.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default
+    reciprocal.default reflection_pad2d.default relu.default relu6.default
+    replication_pad2d.default reshape.default roll.default round.default rsqrt.default rsub.Scalar
+    rsub.Tensor select.int sgn.default sigmoid.default sign.default silu.default slice.Tensor
+    softplus.default split.Tensor split_with_sizes.default sqrt.default squeeze.default
+    squeeze.dim stack.default sub.Scalar sub.Tensor sum.dim_IntList t.default tanh.default
+    threshold.default transpose.int unsqueeze.default upsample_bilinear2d.default
+    upsample_bilinear2d.vec upsample_nearest2d.default upsample_nearest2d.vec where.ScalarOther
+    where.ScalarSelf where.self zeros_like.default
     """.split()
 )
 _ITEM = "getitem"  # of a call with several results
