@@ -100,6 +100,8 @@ def network() -> PackedNetwork:
             ("pool", "3.real"),
             ("4", "4.bits"),
         ),
+        Node("max", RealMaxPool2d((2, 2), (1, 2), (1, 0), ceil_mode=True), ("4",), ("max",)),
+        Node("mean", RealAvgPool2d((2, 1), (2, 1), divisor_override=3), ("max",), ("mean",)),
         Node(
             "select",
             packed.SelectChannels([20, 20], torch.randperm(40)[:35].int()),
@@ -169,13 +171,11 @@ def network() -> PackedNetwork:
         ),
         Node("16", TorchCall("split.Tensor", [{"input": 0}, 6, 1]), ("15",), ("16",)),
         Node("17", TorchCall("getitem", [{"input": 0}, 3]), ("16",), ("17",)),
-        Node("18", RealMaxPool2d((2, 2), (1, 2), (1, 0), ceil_mode=True), ("4",), ("18",)),
-        Node("19", RealAvgPool2d((2, 1), (2, 1), divisor_override=3), ("18",), ("19",)),
     ]
     structure = {
         "scores": "13",
         "both": ("10", ["14", "image"]),
-        7: OrderedDict(b="2", a="17", c="19"),
+        7: OrderedDict(b="2", a="17", c="mean"),
     }
     report = Report([LayerReport("0", "Conv2d", "fused", "why", 10, 1, 5)], ["a note"])
     fast = PackedNetwork(nodes, ["image", "row"], structure, report, rounds=True)
@@ -429,7 +429,7 @@ def test_format_as_documented(saved):
         "dict": [
             ["scores", "13"],
             ["both", {"tuple": ["10", {"list": ["14", "image"]}]}],
-            [7, {"OrderedDict": [["b", "2"], ["a", "17"]]}],
+            [7, {"OrderedDict": [["b", "2"], ["a", "17"], ["c", "mean"]]}],
         ]
     }
     assert header["rounds"] is True
