@@ -37,8 +37,9 @@ Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, con
              const std::optional<Tensor>& tiles) {
   STD_TORCH_CHECK(input.is_cpu() && input.dim() == 4, "input must be [N, C, H, W] on the CPU");
   STD_TORCH_CHECK(input.size(1) == in_channels, "input must have ", in_channels, " channels");
-  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-                  "stride, padding and dilation must have 2 elements");
+  check_geometry(stride, "stride");
+  check_geometry(padding, "padding");
+  check_geometry(dilation, "dilation");
   STD_TORCH_CHECK(groups > 0 && in_channels % groups == 0, "groups must divide in_channels");
   STD_TORCH_CHECK(pad_value >= -1 && pad_value <= 1, "pad_value must be -1, 0 or 1");
   Conv conv = {};

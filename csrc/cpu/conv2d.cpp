@@ -181,8 +181,9 @@ void add_run_regions(Conv& conv, const Axis& vertical, const Axis& horizontal,
 Conv prepare(const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
              Pair padding, const Pair& dilation, int64_t groups, int64_t pad_value,
              const std::optional<Tensor>& tiles) {
-  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-                  "stride, padding and dilation must have 2 elements");
+  check_geometry(stride, "stride");
+  check_geometry(padding, "padding");
+  check_geometry(dilation, "dilation");
   STD_TORCH_CHECK(groups > 0 && in_channels % groups == 0, "groups must divide in_channels");
   STD_TORCH_CHECK(padding[0] >= 0 && padding[1] >= 0, "padding must not be negative");
   STD_TORCH_CHECK(pad_value >= -1 && pad_value <= 1, "pad_value must be -1, 0 or 1");

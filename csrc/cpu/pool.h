@@ -18,9 +18,10 @@ inline std::array<Axis, 2> pool_axes(const Tensor& input, const Pair& kernel_siz
                                      const Pair& stride, const Pair& padding, const Pair& dilation,
                                      bool ceil_mode) {
   STD_TORCH_CHECK(input.dim() == 4, "input must have 4 dimensions");
-  STD_TORCH_CHECK(
-      kernel_size.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-      "kernel_size, stride, padding and dilation must have 2 elements");
+  check_geometry(kernel_size, "kernel_size");
+  check_geometry(stride, "stride");
+  check_geometry(padding, "padding");
+  check_geometry(dilation, "dilation");
   std::array<Axis, 2> axes;
   for (int i = 0; i < 2; ++i) {
     Axis& axis = axes[i];

@@ -43,6 +43,15 @@ inline std::optional<Tensor> checked_vector(const std::optional<Tensor>& tensor,
   return checked(*tensor, name, dtype);
 }
 
+// Strides, paddings and the like of a convolution or pool. Larger ones are nonsense, as from a
+// damaged file, and would be counted through one by one.
+inline void check_geometry(const std::vector<int64_t>& numbers, const char* name) {
+  constexpr int64_t kMost = int64_t{1} << 24;
+  STD_TORCH_CHECK(numbers.size() == 2, name, " must have 2 elements");
+  for (const int64_t number : numbers)
+    STD_TORCH_CHECK(number <= kMost, name, " must be at most ", kMost, ", found ", number);
+}
+
 template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
