@@ -57,7 +57,7 @@ def convert(
             float32 sums are rounded in another order than torch's, takes BatchNorm into real layers
             and thresholds behind them: an activation within rounding of its threshold can fall on
             the other side. "torch" lets torch sum all real values as in the model, so that all
-            outputs are the same, bit for bit.
+            outputs are the same, bit for bit, for inputs in the memory format of the examples.
 
     Returns:
         A module with the same inputs and outputs as the model.
@@ -139,5 +139,3 @@ def _whole(model: nn.Module, inputs: int, why: str) -> PackedNetwork:
     report = Report([LayerReport("", kind, "left", why, size, size)])
     return PackedNetwork([node], names, "output", report)
 
-
-__all__ = ["convert"]
