@@ -138,4 +138,3 @@ def _whole(model: nn.Module, inputs: int, why: str) -> PackedNetwork:
     node = Node("model", copy.deepcopy(model), tuple(names), ("output",))
     report = Report([LayerReport("", kind, "left", why, size, size)])
     return PackedNetwork([node], names, "output", report)
-

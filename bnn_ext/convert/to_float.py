@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from bnn_ext import ops, reference
 from bnn_ext.convert.network import PackedNetwork
 from bnn_ext.nn.packed import BinaryWeightConv2d, BinaryWeightLinear, OperatorLayer, geometry
+from bnn_ext.nn.pooling import RealMaxPool2d, RealPool
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, fill
 from bnn_ext.reference import WORD_BITS, unpack_bits
 
@@ -86,6 +87,10 @@ class _Writer:
             return [self.binary_weight(name, layer, *inputs)]
         if not isinstance(layer, OperatorLayer):  # a model that could not be read
             return [self.module(name, copy.deepcopy(layer))(*inputs)]
+        if isinstance(layer, RealPool):
+            kind = nn.MaxPool2d if isinstance(layer, RealMaxPool2d) else nn.AvgPool2d
+            window = {key: getattr(layer, key) for key in layer.attribute_names}
+            return [self.module(name, kind(**window))(*inputs)]
         operator, arguments = layer.call(inputs)
         x = arguments.pop("input", None)
         if operator == "select_channels":
