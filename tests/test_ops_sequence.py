@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bnn_ext import ops
 from bnn_ext.ops import Call, Sequence
+from bnn_ext.ops.sequence import _NAMES as NAMES
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -529,3 +530,51 @@ def test_programs_with_any_number_changed_do_not_crash():
             except RuntimeError:
                 refused += 1
     assert refused > 5 * len(numbers)  # the others are calls with other arguments
+
+
+def rooms(calls: list[Call], outputs: list[str]) -> list[int]:
+    """What each elementwise call without steps, thresholds and constants may write over."""
+    numbers = list(map(int, Sequence(["x"], calls, outputs).program.split()))
+    found = []
+    at = 1
+    for call in calls:
+        assert numbers[at] == NAMES.index(call.operator)
+        if call.operator == "elementwise":  # room, input, 0 steps, 0 operands, dtype, 2 absent
+            found.append(numbers[at + 1])
+            at += 8
+        else:  # permute: input, 4 dims
+            at += 7
+        at += 1 + numbers[at]
+    return found
+
+
+def test_floats_are_written_over_what_is_not_needed_any_more():
+    def copy(source: str, result: str) -> Call:
+        arguments = {"input": source, "steps": [], "dtype": torch.float32}
+        return Call("elementwise", arguments, (result, None))
+
+    def view(source: str, result: str) -> Call:
+        return Call("permute", {"input": source, "dims": (0, 2, 3, 1)}, (result,))
+
+    # Values are numbered x, a, b, c. Inputs belong to the caller.
+    assert rooms([copy("x", "a"), copy("a", "b"), copy("b", "c")], ["c"]) == [-1, 1, 2]
+    assert rooms([copy("x", "a"), copy("a", "b"), copy("b", "c")], ["b", "c"]) == [-1, 1, -1]
+    assert rooms([copy("x", "a"), copy("a", "b"), copy("a", "c")], ["b", "c"]) == [-1, -1, 1]
+    assert rooms([view("x", "a"), copy("a", "b")], ["b"]) == [-1]
+    assert rooms([copy("x", "a"), view("a", "b"), copy("b", "c")], ["c"]) == [-1, -1]
+    viewed = [copy("x", "a"), view("a", "b"), copy("a", "c"), copy("b", "d")]
+    assert rooms(viewed, ["c", "d"]) == [-1, -1, -1]
+
+
+def test_written_over_residuals_give_the_same_floats(level):
+    """At many channels, so that rows are written in several tiles; the residual is added twice."""
+    torch.manual_seed(0)
+    weight, x = random_packed(150, 3, 3, 40), random_packed(2, 9, 7, 40)
+    conv = {"weight": weight, "in_channels": 40, "padding": 1, "input": "x"}
+    calls = [Call("conv2d_fused", conv | {"threshold": torch.zeros(150)}, ("a", "bits"))]
+    steps = [("add", "a"), ("multiply", torch.randn(150)), ("add", "a")]
+    calls.append(Call("conv2d_fused", conv | {"steps": steps}, ("b", None)))
+    double = {"input": "b", "steps": [("add", "b")], "dtype": torch.float32}
+    calls.append(Call("elementwise", double, ("c", None)))
+    sequence = Sequence(["x"], calls, ["bits", "c"])
+    assert_same(kernel(sequence, [x]), one_by_one({"x": x}, calls, ["bits", "c"]))

@@ -51,8 +51,10 @@ class _Operator:
 
     Attributes:
         wrapper: checks its arguments and says what is wrong with them.
-        kernel: takes the arguments of the C++ function, by name.
-        kinds: the types of these in the words of torch's schemas, in their order.
+        kernel: takes the arguments of the schema, by name.
+        kinds: the types of the C++ function's arguments in the words of torch's schemas, in their
+            order. That of a fused operator takes "room" before those of the schema: an operand that
+            its floats may be written over.
     """
 
     wrapper: Callable[..., Any]
@@ -63,6 +65,8 @@ class _Operator:
 def _packed(wrapper: Callable[..., Any]) -> _Operator:
     kernel = getattr(torch.ops.bnn_ext, wrapper.__name__).default
     kinds = {argument.name: str(argument.real_type) for argument in kernel._schema.arguments}
+    if "operations" in kinds:
+        kinds = {"room": "Optional[Tensor]", **kinds}
     return _Operator(wrapper, kernel, kinds)
 
 
@@ -193,9 +197,10 @@ class _Planned:
 
     Attributes:
         number: that of the operator.
-        arguments: kinds and values, in order.
+        arguments: kinds and values by name, in order; nothing for "room".
         values: the names and constants among the arguments.
         results: the names of the results that it gives.
+        rooms: the names of the values that its floats may be written over once they are not needed.
         view_of: what a view is a view of.
     """
 
@@ -212,9 +217,9 @@ class _Planned:
         bound.apply_defaults()
         lowered = _lowered(bound.arguments)
         self.number = _NAMES.index(call.operator)
-        self.arguments = [(kind, lowered[name]) for name, kind in operator.kinds.items()]
+        self.arguments = {name: (kind, lowered.get(name)) for name, kind in operator.kinds.items()}
         self.values: list[Any] = []
-        for kind, value in self.arguments:
+        for kind, value in self.arguments.values():
             if "Tensor" in kind and value is not None:
                 self.values += value if kind.startswith("List") else [value]
 
@@ -227,6 +232,10 @@ class _Planned:
                 f"results of {call.operator} must be ({expected}), found {call.results}"
             )
         self.results = [name for name in call.results if name is not None]
+        self.rooms: list[str] = []
+        if "room" in self.arguments and lowered["dtype"] is not None:
+            maps = [*lowered["operands"], lowered["input"]]
+            self.rooms = [value for value in maps if isinstance(value, str)]
         self.view_of = self.values[0] if call.operator == "permute" else None
 
 
@@ -254,32 +263,41 @@ class _Writer:
             self._add(name)
 
     def program(self, calls: SequenceOf[_Planned], outputs: SequenceOf[str]) -> str:
-        written: list[list[int]] = []
-        last_call: dict[str, int] = {}  # that gives or takes a result
-        for position, call in enumerate(calls):
-            written.append([call.number])
-            for kind, value in call.arguments:
-                written[-1] += self._argument(kind, value)
+        written: list[int] = []
+        freed = self._last_uses(calls, outputs)
+        for call, last in zip(calls, freed, strict=True):
+            written.append(call.number)
+            for name, (kind, value) in call.arguments.items():
+                if name == "room":
+                    value = next((name for name in call.rooms if self._is_free(name, last)), None)
+                written += self._argument(kind, value)
             for name in call.results:
                 self._add(name)
+            written += [len(last), *(self.numbers[name] for name in last)]
+        self._check_outputs(outputs)
+        returned = [self.numbers[name] for name in outputs]
+        return " ".join(map(str, [len(calls), *written, len(returned), *returned]))
+
+    def _last_uses(self, calls: SequenceOf[_Planned], outputs: SequenceOf[str]) -> list[list[str]]:
+        """For each call the results that nothing behind it needs; knows `owners` afterwards."""
+        last_call: dict[str, int] = {}  # that gives or takes a result
+        for position, call in enumerate(calls):
+            for name in call.results:
                 self.owners[name] = name
                 if call.view_of is not None:
                     is_name = isinstance(call.view_of, str)
                     self.owners[name] = self.owners.get(call.view_of, "") if is_name else ""
             taken = [v for v in call.values if isinstance(v, str) and v in self.owners]
             last_call |= dict.fromkeys([*taken, *call.results], position)
+        freed: list[list[str]] = [[] for _ in calls]
+        for name, last in last_call.items():
+            if name not in outputs:
+                freed[last].append(name)
+        return freed
 
-        self._check_outputs(outputs)
-        for position, numbers in enumerate(written):
-            freed = [
-                self.numbers[name]
-                for name, last in last_call.items()
-                if last == position and name not in outputs
-            ]
-            numbers += [len(freed), *freed]
-        returned = [self.numbers[name] for name in outputs]
-        everything = [len(calls), *(n for call in written for n in call), len(returned), *returned]
-        return " ".join(map(str, everything))
+    def _is_free(self, name: str, freed: SequenceOf[str]) -> bool:
+        """Whether a value is freed whose memory is its own, and no view's."""
+        return name in freed and [n for n, owner in self.owners.items() if owner == name] == [name]
 
     def _add(self, name: str | int) -> None:
         if name in self.numbers:
@@ -341,6 +359,7 @@ def _run(
             argument: _read(kind, numbers, values)
             for argument, kind in _OPERATORS[name].kinds.items()
         }
+        arguments.pop("room", None)  # here every result has memory of its own
         results = run(name, arguments)
         values += [results] if isinstance(results, Tensor) else results
         for number in _read("List[int]", numbers, values):

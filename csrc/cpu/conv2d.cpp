@@ -258,14 +258,14 @@ Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channel
 }
 
 std::vector<Tensor> conv2d_fused(
-    const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
-    const Pair& padding, const Pair& dilation, int64_t groups, int64_t pad_value,
-    const std::vector<int64_t>& operations, const std::vector<Tensor>& operands,
+    const Room& room, const Tensor& input, const Tensor& weight, int64_t in_channels,
+    const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
+    int64_t pad_value, const std::vector<int64_t>& operations, const std::vector<Tensor>& operands,
     const std::optional<ScalarType>& dtype, const std::optional<Tensor>& threshold,
     const std::optional<Tensor>& flip, const std::optional<Tensor>& tiles) {
   const Conv conv =
       prepare(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles);
-  return dot_fused(conv.dot, conv.shape, operations, operands, dtype, threshold, flip);
+  return dot_fused(room, conv.dot, conv.shape, operations, operands, dtype, threshold, flip);
 }
 
 }  // namespace bnn_ext::cpu
@@ -273,6 +273,6 @@ std::vector<Tensor> conv2d_fused(
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&bnn_ext::cpu::conv2d));
   m.impl("conv2d_float", TORCH_BOX(&bnn_ext::cpu::conv2d_float));
-  m.impl("conv2d_fused", TORCH_BOX(&bnn_ext::cpu::conv2d_fused));
+  m.impl("conv2d_fused", TORCH_BOX(&bnn_ext::cpu::WithoutRoom<&bnn_ext::cpu::conv2d_fused>::call));
   m.impl("conv2d_bits", TORCH_BOX(&bnn_ext::cpu::conv2d_bits));
 }

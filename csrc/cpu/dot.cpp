@@ -74,6 +74,15 @@ std::vector<Piece> cut(const std::vector<Region>& regions) {
   return pieces;
 }
 
+// Weights that a layer reads for the first time come from far away, since the layers before it have
+// filled the caches with theirs. So each piece asks for its share of the next chunk's.
+void prefetch(const Word* words, int64_t count, int64_t part, int64_t parts) {
+  constexpr int64_t kLineWords = 64 / sizeof(Word);
+  const int64_t lines = count / kLineWords;
+  for (int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
+    __builtin_prefetch(words + line * kLineWords);
+}
+
 // Computes every sum and gives it to store(const SumTile&). Calls come from several threads, each
 // result exactly once.
 template <typename Store>
@@ -114,10 +123,15 @@ void run(const Dot& dot, const Store& store) {
               ++row;
             }
           }
+          const Word* weight = region.tiles + (group * blocks + first_block) * dot.block_words;
+          if (chunk + 1 < chunks) {
+            const int64_t next_blocks = std::min(kTileBlocks, blocks - first_block - kTileBlocks);
+            prefetch(weight + kTileBlocks * dot.block_words, next_blocks * dot.block_words,
+                     task % piece_count, piece_count);
+          }
           level.dot.dot({windows, piece.count, dot.steps.data() + region.first_step,
-                         region.step_count, region.step_words,
-                         region.tiles + (group * blocks + first_block) * dot.block_words,
-                         dot.block_words, (channels + kBlock - 1) / kBlock, region.k, sums});
+                         region.step_count, region.step_words, weight, dot.block_words,
+                         (channels + kBlock - 1) / kBlock, region.k, sums});
           store({sums, positions, piece.count, group * dot.out_channels + first_block * kBlock,
                  channels});
         }
@@ -139,7 +153,7 @@ Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape) {
   return out;
 }
 
-std::vector<Tensor> dot_fused(const Dot& dot, std::vector<int64_t> shape,
+std::vector<Tensor> dot_fused(const Room& room, const Dot& dot, std::vector<int64_t> shape,
                               const std::vector<int64_t>& operations,
                               const std::vector<Tensor>& operands,
                               const std::optional<ScalarType>& dtype,
@@ -148,7 +162,8 @@ std::vector<Tensor> dot_fused(const Dot& dot, std::vector<int64_t> shape,
   shape.push_back(channels_of(dot));
   // Where a group's bits start inside another group's word, whole rows are compared afterwards.
   const bool whole_words = dot.groups == 1 || dot.out_channels % kWordBits == 0;
-  const FusedOutputs outputs(shape, operations, operands, dtype, threshold, flip, whole_words);
+  const FusedOutputs outputs(room, shape, operations, operands, dtype, threshold, flip,
+                             whole_words);
   const EpilogueKernels& level = kernels().epilogue;
   run(dot, [&](const SumTile& tile) { level.floats(outputs.epilogue(), tile); });
   return outputs.results();
@@ -166,7 +181,7 @@ Tensor dot_float(const Dot& dot, std::vector<int64_t> shape, const std::optional
     operations.push_back(static_cast<int64_t>(Operation::kAdd));
     operands.push_back(*checked_vector(bias, "bias", channels_of(dot), ScalarType::Float));
   }
-  return dot_fused(dot, std::move(shape), operations, operands, dtype, std::nullopt,
+  return dot_fused(std::nullopt, dot, std::move(shape), operations, operands, dtype, std::nullopt,
                    std::nullopt)[0];
 }
 

@@ -64,7 +64,7 @@ Tensor dot_bits(const Dot& dot, std::vector<int64_t> shape, const Tensor& thresh
                 const std::optional<Tensor>& flip);
 
 // Floats if there is a dtype, then bits if there is a threshold.
-std::vector<Tensor> dot_fused(const Dot& dot, std::vector<int64_t> shape,
+std::vector<Tensor> dot_fused(const Room& room, const Dot& dot, std::vector<int64_t> shape,
                               const std::vector<int64_t>& operations,
                               const std::vector<Tensor>& operands,
                               const std::optional<ScalarType>& dtype,

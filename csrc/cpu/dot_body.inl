@@ -124,8 +124,9 @@ inline void add_rest(Planes<kRowCount, kVectorCount>& planes,
 // One panel of kRowCount windows and kVectorCount vectors; sums start from *k, or from what earlier
 // panels left if it is null.
 template <int kStepWords, int kRowCount, int kVectorCount>
-void dot_panel(Operands<kStepWords, kRowCount, kVectorCount> operands, int64_t step_count,
+void dot_panel(const Operands<kStepWords, kRowCount, kVectorCount>& from, int64_t step_count,
                const int32_t* k, int32_t* sums) {
+  Operands<kStepWords, kRowCount, kVectorCount> operands = from;
   Planes<kRowCount, kVectorCount> planes;
   Count count[kRowCount][kVectorCount];
   const Step* const end = operands.steps + step_count;

@@ -8,14 +8,15 @@ namespace bnn_ext::cpu {
 
 constexpr int64_t kGrain = 1 << 14;  // values that are worth a thread
 
-std::vector<Tensor> elementwise(const Tensor& input, const std::vector<int64_t>& operations,
+std::vector<Tensor> elementwise(const Room& room, const Tensor& input,
+                                const std::vector<int64_t>& operations,
                                 const std::vector<Tensor>& operands,
                                 const std::optional<ScalarType>& dtype,
                                 const std::optional<Tensor>& threshold,
                                 const std::optional<Tensor>& flip) {
   STD_TORCH_CHECK(input.dim() > 0, "input must have at least 1 dimension");
   const Tensor source = checked(input, "input", input.scalar_type());
-  const FusedOutputs outputs(shape_of(input), operations, operands, dtype, threshold, flip);
+  const FusedOutputs outputs(room, shape_of(input), operations, operands, dtype, threshold, flip);
   Epilogue epilogue = outputs.epilogue();
   epilogue.input = {source.const_data_ptr(), float_type(input.scalar_type(), "input")};
 
@@ -40,5 +41,5 @@ std::vector<Tensor> elementwise(const Tensor& input, const std::vector<int64_t>&
 }  // namespace bnn_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {
-  m.impl("elementwise", TORCH_BOX(&bnn_ext::cpu::elementwise));
+  m.impl("elementwise", TORCH_BOX(&bnn_ext::cpu::WithoutRoom<&bnn_ext::cpu::elementwise>::call));
 }

@@ -18,7 +18,7 @@ FloatType float_type(ScalarType dtype, const char* name) {
   }
 }
 
-FusedOutputs::FusedOutputs(const std::vector<int64_t>& shape,
+FusedOutputs::FusedOutputs(const Room& room, const std::vector<int64_t>& shape,
                            const std::vector<int64_t>& operations,
                            const std::vector<Tensor>& operands,
                            const std::optional<ScalarType>& dtype,
@@ -51,7 +51,10 @@ FusedOutputs::FusedOutputs(const std::vector<int64_t>& shape,
   epilogue_.operand_count = operands_.size();
 
   if (dtype || !whole_words) {
-    floats_ = new_tensor(shape, dtype.value_or(ScalarType::Float));
+    const ScalarType type = dtype.value_or(ScalarType::Float);
+    const bool fits = room && room->is_cpu() && room->is_contiguous() &&
+                      room->scalar_type() == type && shape_of(*room) == shape;
+    floats_ = fits ? *room : new_tensor(shape, type);
     epilogue_.floats = floats_->mutable_data_ptr();
     epilogue_.type = float_type(floats_->scalar_type(), "dtype");
   }

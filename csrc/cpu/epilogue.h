@@ -21,12 +21,13 @@ std::vector<T> padded(const T* values, int64_t count) {
 // Checks the arguments, allocates the results, and keeps what the epilogue points to.
 class FusedOutputs {
  public:
-  // `shape` is that of the outputs. Without `whole_words`, several tiles share a word of bits: the
-  // bits are packed when all values are there.
-  FusedOutputs(const std::vector<int64_t>& shape, const std::vector<int64_t>& operations,
-               const std::vector<Tensor>& operands, const std::optional<ScalarType>& dtype,
-               const std::optional<Tensor>& threshold, const std::optional<Tensor>& flip,
-               bool whole_words = true);
+  // `shape` is that of the outputs. The floats lie in `room` if they fit, which may be an operand:
+  // kernels read each value of a map before they write that of the result. Without `whole_words`,
+  // several tiles share a word of bits: the bits are packed when all values are there.
+  FusedOutputs(const Room& room, const std::vector<int64_t>& shape,
+               const std::vector<int64_t>& operations, const std::vector<Tensor>& operands,
+               const std::optional<ScalarType>& dtype, const std::optional<Tensor>& threshold,
+               const std::optional<Tensor>& flip, bool whole_words = true);
   FusedOutputs(const FusedOutputs&) = delete;  // the epilogue points into it
 
   const Epilogue& epilogue() const { return epilogue_; }

@@ -3,7 +3,7 @@
 // The level defines before, besides kLanes:
 //
 //   half_to_float(from, to), float_to_half(from, to)  kLanes values of IEEE half precision
-//   fused_multiply_add(y, factor, addend)  kLanes times y = y * factor + addend, rounded once
+//   fused_multiply_add(y, factor, addend)  vectors: y * factor + addend, rounded once
 
 typedef float FloatVector __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVector __attribute__((vector_size(kLanes * 4)));
@@ -45,9 +45,9 @@ inline HalfVector to_halves(FloatVector values, FloatType type) {
   return halves;
 }
 
-// Rows of a tile go through their steps in pieces of kVectors vectors, which stay in registers: a
-// whole row is one piece, a shorter one is cut into single vectors. `lanes` of a piece are
-// channels; those past the last one hold anything.
+// Rows of a tile go through their steps in pieces of kVectors vectors: a whole row is one piece, a
+// shorter one is cut into single vectors. `lanes` of a piece are channels; those past the last one
+// hold anything. The values stay in registers, since no call takes their address.
 constexpr int kRowVectors = kTileChannels / kLanes;
 
 struct Piece {
@@ -86,10 +86,10 @@ inline void store(const Epilogue& epilogue, const Piece& piece, FloatVector* y) 
   const bool whole = piece.lanes == kVectors * kLanes;
   if (epilogue.type == FloatType::kFloat) {
     float* to = static_cast<float*>(epilogue.floats) + piece.index;
-    if (whole)
-      for (int v = 0; v < kVectors; ++v) store_vector(to + v * kLanes, y[v]);
-    else
-      __builtin_memcpy(to, y, piece.lanes * sizeof *to);
+    float room[kVectors * kLanes];
+    float* all = whole ? to : room;
+    for (int v = 0; v < kVectors; ++v) store_vector(all + v * kLanes, y[v]);
+    if (!whole) __builtin_memcpy(to, room, piece.lanes * sizeof *to);
     return;
   }
   HalfVector rounded[kVectors];
@@ -127,8 +127,8 @@ inline void apply(const Operand& operand, const Piece& piece, FloatVector* y) {
       break;
     case Operation::kMultiplyAdd:
       for (int v = 0; v < kVectors; ++v)
-        fused_multiply_add(reinterpret_cast<float*>(&y[v]), reinterpret_cast<const float*>(&x[v]),
-                           operand.addend + piece.channel + v * kLanes);
+        y[v] = fused_multiply_add(
+            y[v], x[v], load_vector<FloatVector>(operand.addend + piece.channel + v * kLanes));
       break;
     case Operation::kDivide:
       for (int v = 0; v < kVectors; ++v) y[v] /= x[v];
@@ -136,10 +136,10 @@ inline void apply(const Operand& operand, const Piece& piece, FloatVector* y) {
   }
 }
 
-// One piece from its sums, or from a map, to floats and to `row`, of which bits are made.
+// One piece of values from its sums, or from a map, through all steps; floats are stored.
 template <int kVectors>
-inline void finish(const Epilogue& epilogue, const int32_t* sums, const Piece& piece, float* row) {
-  FloatVector y[kVectors];
+inline void finish(const Epilogue& epilogue, const int32_t* sums, const Piece& piece,
+                   FloatVector* y) {
   if (epilogue.input.values)
     load<kVectors>(epilogue.input, piece, y);
   else
@@ -148,38 +148,54 @@ inline void finish(const Epilogue& epilogue, const int32_t* sums, const Piece& p
   for (int64_t step = 0; step < epilogue.operand_count; ++step)
     apply<kVectors>(epilogue.operands[step], piece, y);
   if (epilogue.floats) store<kVectors>(epilogue, piece, y);
-  if (epilogue.bits)
-    for (int v = 0; v < kVectors; ++v) store_vector(row + v * kLanes, y[v]);
+}
+
+// Two words of comparisons, of a whole row in registers.
+inline void store_bits(const FloatVector* y, const float* threshold, const Word* flip, Word* out) {
+  const float* values = reinterpret_cast<const float*>(y);
+  for (int64_t word = 0; word < kTileChannels / kWordBits; ++word) {
+    const auto compared = [&](auto compare) {
+      const int64_t low = word * kWordBits, high = low + kPackLanes;
+      return bits_of(compare(load(values + low, kPackLanes), load(threshold + low, kPackLanes))) |
+             bits_of(compare(load(values + high, kPackLanes), load(threshold + high, kPackLanes)))
+                 << kPackLanes;
+    };
+    Word bits = compared([](const auto& a, const auto& b) { return at_least(a, b); });
+    if (flip && flip[word]) {
+      const Word flipped = compared([](const auto& a, const auto& b) { return at_most(a, b); });
+      bits = (bits & ~flip[word]) | (flipped & flip[word]);
+    }
+    out[word] = bits;
+  }
 }
 
 void floats(const Epilogue& epilogue, const SumTile& tile) {
-  alignas(64) float rows[kTileWindows][kTileChannels];
-  const int64_t* positions = tile.positions;
-  for (int64_t i = 0; i < tile.window_count; ++i) {
-    const int64_t index = positions[i] * epilogue.channels + tile.first_channel;
-    const int32_t* sums = tile.sums + i * kTileChannels;
-    if (tile.channels == kTileChannels) {
-      finish<kRowVectors>(epilogue, sums, {index, tile.first_channel, kTileChannels}, rows[i]);
-      continue;
-    }
-    for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
-      const int64_t left = tile.channels - lane;
-      finish<1>(epilogue, sums + lane,
-                {index + lane, tile.first_channel + lane, left < kLanes ? left : kLanes},
-                rows[i] + lane);
-    }
-  }
-  if (!epilogue.bits) return;
   const int64_t row_words = word_count(epilogue.channels);
   const int64_t first_word = tile.first_channel / kWordBits;
+  const float* threshold = epilogue.bits ? epilogue.threshold + tile.first_channel : nullptr;
   const Word* flip = epilogue.flip ? epilogue.flip + first_word : nullptr;
-  // Positions ascend; those without gaps, as most are, are packed in one call.
-  const int64_t last = tile.window_count - 1;
-  const int64_t run = positions[last] - positions[0] == last ? tile.window_count : 1;
-  for (int64_t i = 0; i < tile.window_count; i += run)
-    pack_rows<float>({rows[i], run, tile.channels, kTileChannels,
-                      epilogue.threshold + tile.first_channel, flip,
-                      epilogue.bits + positions[i] * row_words + first_word, row_words});
+  for (int64_t i = 0; i < tile.window_count; ++i) {
+    const int64_t position = tile.positions[i];
+    const int64_t index = position * epilogue.channels + tile.first_channel;
+    const int32_t* sums = tile.sums + i * kTileChannels;
+    Word* bits = epilogue.bits + position * row_words + first_word;
+    if (tile.channels == kTileChannels) {
+      FloatVector y[kRowVectors];
+      finish<kRowVectors>(epilogue, sums, {index, tile.first_channel, kTileChannels}, y);
+      if (epilogue.bits) store_bits(y, threshold, flip, bits);
+      continue;
+    }
+    alignas(64) float row[kTileChannels];
+    for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
+      const int64_t left = tile.channels - lane;
+      FloatVector y[1];
+      finish<1>(epilogue, sums + lane,
+                {index + lane, tile.first_channel + lane, left < kLanes ? left : kLanes}, y);
+      store_vector(row + lane, y[0]);
+    }
+    if (epilogue.bits)
+      pack_rows<float>({row, 1, tile.channels, kTileChannels, threshold, flip, bits, row_words});
+  }
 }
 
 void thresholds(const Thresholds& thresholds, const SumTile& tile) {

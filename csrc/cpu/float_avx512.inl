@@ -8,7 +8,6 @@ inline void float_to_half(const float* from, uint16_t* to) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                       _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
 }
-inline void fused_multiply_add(float* y, const float* factor, const float* addend) {
-  _mm512_storeu_ps(
-      y, _mm512_fmadd_ps(_mm512_loadu_ps(y), _mm512_loadu_ps(factor), _mm512_loadu_ps(addend)));
+inline __m512 fused_multiply_add(__m512 y, __m512 factor, __m512 addend) {
+  return _mm512_fmadd_ps(y, factor, addend);
 }

@@ -8,7 +8,9 @@ inline void half_to_float(const uint16_t* from, float* to) {
 inline void float_to_half(const float* from, uint16_t* to) {
   for (int lane = 0; lane < kLanes; ++lane) to[lane] = torch::headeronly::Half(from[lane]).x;
 }
-inline void fused_multiply_add(float* y, const float* factor, const float* addend) {
+template <typename Vector>
+inline Vector fused_multiply_add(Vector y, const Vector& factor, const Vector& addend) {
   for (int lane = 0; lane < kLanes; ++lane)
     y[lane] = __builtin_fmaf(y[lane], factor[lane], addend[lane]);
+  return y;
 }

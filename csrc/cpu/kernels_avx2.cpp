@@ -64,9 +64,8 @@ inline void float_to_half(const float* from, uint16_t* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                    _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
 }
-inline void fused_multiply_add(float* y, const float* factor, const float* addend) {
-  _mm256_storeu_ps(
-      y, _mm256_fmadd_ps(_mm256_loadu_ps(y), _mm256_loadu_ps(factor), _mm256_loadu_ps(addend)));
+inline __m256 fused_multiply_add(__m256 y, __m256 factor, __m256 addend) {
+  return _mm256_fmadd_ps(y, factor, addend);
 }
 
 // Each uses what those before it define.

@@ -71,15 +71,15 @@ Tensor linear_bits(const Tensor& input, const Tensor& weight, int64_t in_feature
   return dot_bits(linear.dot, linear.shape, threshold, flip);
 }
 
-std::vector<Tensor> linear_fused(const Tensor& input, const Tensor& weight, int64_t in_features,
-                                 const std::vector<int64_t>& operations,
+std::vector<Tensor> linear_fused(const Room& room, const Tensor& input, const Tensor& weight,
+                                 int64_t in_features, const std::vector<int64_t>& operations,
                                  const std::vector<Tensor>& operands,
                                  const std::optional<ScalarType>& dtype,
                                  const std::optional<Tensor>& threshold,
                                  const std::optional<Tensor>& flip,
                                  const std::optional<Tensor>& tiles) {
   const Linear linear = prepare(input, weight, in_features, tiles);
-  return dot_fused(linear.dot, linear.shape, operations, operands, dtype, threshold, flip);
+  return dot_fused(room, linear.dot, linear.shape, operations, operands, dtype, threshold, flip);
 }
 
 }  // namespace bnn_ext::cpu
@@ -87,6 +87,6 @@ std::vector<Tensor> linear_fused(const Tensor& input, const Tensor& weight, int6
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {
   m.impl("linear", TORCH_BOX(&bnn_ext::cpu::linear));
   m.impl("linear_float", TORCH_BOX(&bnn_ext::cpu::linear_float));
-  m.impl("linear_fused", TORCH_BOX(&bnn_ext::cpu::linear_fused));
+  m.impl("linear_fused", TORCH_BOX(&bnn_ext::cpu::WithoutRoom<&bnn_ext::cpu::linear_fused>::call));
   m.impl("linear_bits", TORCH_BOX(&bnn_ext::cpu::linear_bits));
 }

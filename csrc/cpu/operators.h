@@ -1,6 +1,7 @@
 // The operators as C++ functions, in the order of csrc/ops.cpp.
 //
-// Their arguments are those of the schemas, in the same order: sequence.cpp relies on it.
+// Their arguments are those of the schemas, in the same order: sequence.cpp relies on it. The fused
+// operators have another one in front.
 #pragma once
 
 #include <optional>
@@ -11,6 +12,14 @@
 namespace bnn_ext::cpu {
 
 using Pair = std::vector<int64_t>;
+
+// A fused operator as its schema has it, with results of their own.
+template <auto function>
+struct WithoutRoom;
+template <typename Result, typename... Args, Result (*function)(const Room&, Args...)>
+struct WithoutRoom<function> {
+  static Result call(Args... args) { return function(std::nullopt, args...); }
+};
 
 Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
             const std::optional<Tensor>& flip);
@@ -26,8 +35,8 @@ Tensor linear_float(const Tensor& input, const Tensor& weight, int64_t in_featur
 Tensor linear_bits(const Tensor& input, const Tensor& weight, int64_t in_features,
                    const Tensor& threshold, const std::optional<Tensor>& flip,
                    const std::optional<Tensor>& tiles);
-std::vector<Tensor> linear_fused(const Tensor& input, const Tensor& weight, int64_t in_features,
-                                 const std::vector<int64_t>& operations,
+std::vector<Tensor> linear_fused(const Room& room, const Tensor& input, const Tensor& weight,
+                                 int64_t in_features, const std::vector<int64_t>& operations,
                                  const std::vector<Tensor>& operands,
                                  const std::optional<ScalarType>& dtype,
                                  const std::optional<Tensor>& threshold,
@@ -47,9 +56,9 @@ Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channel
                    int64_t pad_value, const Tensor& threshold, const std::optional<Tensor>& flip,
                    const std::optional<Tensor>& tiles);
 std::vector<Tensor> conv2d_fused(
-    const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
-    const Pair& padding, const Pair& dilation, int64_t groups, int64_t pad_value,
-    const std::vector<int64_t>& operations, const std::vector<Tensor>& operands,
+    const Room& room, const Tensor& input, const Tensor& weight, int64_t in_channels,
+    const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
+    int64_t pad_value, const std::vector<int64_t>& operations, const std::vector<Tensor>& operands,
     const std::optional<ScalarType>& dtype, const std::optional<Tensor>& threshold,
     const std::optional<Tensor>& flip, const std::optional<Tensor>& tiles);
 
@@ -82,7 +91,8 @@ Tensor avg_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stri
 Tensor select_channels(const std::vector<Tensor>& inputs, const std::vector<int64_t>& channels,
                        const Tensor& index);
 
-std::vector<Tensor> elementwise(const Tensor& input, const std::vector<int64_t>& operations,
+std::vector<Tensor> elementwise(const Room& room, const Tensor& input,
+                                const std::vector<int64_t>& operations,
                                 const std::vector<Tensor>& operands,
                                 const std::optional<ScalarType>& dtype,
                                 const std::optional<Tensor>& threshold,

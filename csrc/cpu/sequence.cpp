@@ -4,8 +4,8 @@
 // A program is text, decimal numbers with a space between them; bnn_ext/ops/sequence.py writes it:
 //
 //   program = count of calls, calls, list of outputs
-//   call    = number of the operator, its arguments in the order of its schema, list of values to
-//             free afterwards
+//   call    = number of the operator, its arguments in the order of its function (operators.h),
+//             list of values to free afterwards
 //   list    = count, elements
 //
 // A tensor is the number of a value, -1 for none: first come the inputs, then the constants, then
