@@ -9,12 +9,16 @@ is one function, the backward that of a smoother one. Layers take quantizers by 
 | `ste_sign`             | sign(x)                  | 1 for abs(x) <= 1                     |
 | `approx_sign`          | sign(x)                  | 2 - 2 abs(x) for abs(x) < 1           |
 | `swish_sign`           | sign(x)                  | that of a swish-like sign, everywhere |
+| `identity_sign`        | sign(x)                  | 1                                     |
 | `stochastic_sign`      | +1 or -1, drawn          | 1 for abs(x) <= 1                     |
 | `dropout_sign`         | sign(x), some dropped    | that of ste_sign, dropped alike       |
 | `magnitude_aware_sign` | mean(abs(w)) * sign(w)   | mean(abs(w)) for abs(w) <= 1          |
+| `xnor_sign`            | mean(abs(w)) * sign(w)   | that and the gradient of the mean     |
 
-sign(x) is +1 for x >= 0 and -1 otherwise, so +0.0 and -0.0 give +1 and NaN gives -1. All gradients
-are 0 where x is NaN.
+`TanhSign(sharpness)` makes quantizers that become the sign as their sharpness grows.
+
+sign(x) is +1 for x >= 0 and -1 otherwise, so +0.0 and -0.0 give +1 and NaN gives -1. The gradients
+of the first three are 0 where x is NaN.
 
 A weight quantizer may have a method `split(weight) -> (signs, scale)` that gives its two factors
 apart: `signs` of exactly ±1 in the shape and dtype of `weight`, `scale` of shape `[out]` in float32
@@ -24,6 +28,7 @@ or wider. Layers then compute with the signs, where every sum is exact, and scal
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -36,9 +41,12 @@ __all__ = [
     "ste_sign",
     "approx_sign",
     "swish_sign",
+    "identity_sign",
     "stochastic_sign",
     "dropout_sign",
     "magnitude_aware_sign",
+    "xnor_sign",
+    "TanhSign",
     "register",
     "get",
     "name_of",
@@ -116,10 +124,13 @@ def _function(quantizer: Quantizer) -> Quantizer:
 def deterministic(quantizer: Quantizer) -> Quantizer:
     """The quantizer as layers apply it in eval mode.
 
-    `stochastic_sign` becomes `ste_sign`, the likelier of the two values; so does `dropout_sign`,
-    which drops nothing any more. All others stay.
+    `stochastic_sign` becomes `ste_sign`, the likelier of the two values; so do `dropout_sign`,
+    which drops nothing any more, and a `TanhSign`, whose limit it is. All others stay.
     """
-    return ste_sign if _function(quantizer) in (stochastic_sign, dropout_sign) else quantizer
+    function = _function(quantizer)
+    if function in (stochastic_sign, dropout_sign) or isinstance(function, TanhSign):
+        return ste_sign
+    return quantizer
 
 
 def is_sign(quantizer: Quantizer) -> bool:
@@ -215,6 +226,34 @@ class _SwishSign(torch.autograd.Function):
         return torch.where(z.isfinite(), grad * derivative, 0), None
 
 
+class _IdentitySign(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad
+
+
+class _IdentityTanh(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, sharpness: float) -> Tensor:
+        return torch.tanh(sharpness * x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, None
+
+
 class _StochasticSign(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, threshold: Tensor) -> Tensor:
@@ -269,6 +308,19 @@ def swish_sign(x: Tensor, beta: float = 5.0) -> Tensor:
     2018 (arXiv:1812.11800), SignSwish and its derivative.
     """
     return _SwishSign.apply(x, beta)
+
+
+@register("identity_sign", is_sign=True)
+def identity_sign(x: Tensor) -> Tensor:
+    """Sign whose gradient passes everywhere.
+
+    Forward: `sign(x)`. Gradient: `1`. For latent weights; on [-1, 1], where `bnn.clip_weights`
+    keeps them, it is `ste_sign`.
+
+    Source: Courbariaux, Bengio, David, "BinaryConnect", 2015 (arXiv:1511.00363), algorithm 1; the
+    binary layers of kunglab/ebnn, whose latent weights nothing clips.
+    """
+    return _IdentitySign.apply(x)
 
 
 @register("stochastic_sign")
@@ -335,7 +387,79 @@ class _MagnitudeAwareSign:
         return "magnitude_aware_sign"
 
     def __reduce__(self) -> str:
-        return "magnitude_aware_sign"  # copies and pickles are this one object, as with functions
+        return repr(self)  # copies and pickles are this one object, as with functions
+
+
+class _XnorSign(_MagnitudeAwareSign):
+    """Weight quantizer: `magnitude_aware_sign` with a gradient through the scale as well.
+
+    Forward: `mean(|w|) * sign(w)`. Gradient of one output channel of n weights, g being that of the
+    loss with respect to the quantized weight: `g mean(|w|) [|w| <= 1] + sign(w) mean(g sign(w))`.
+
+    Source: "XNOR-Net", 2016 (arXiv:1603.05279), section 3.1, the gradient of the estimated weight,
+    with the sum over the channel that jiecaoyu/XNOR-Net-PyTorch has and the chain rule demands.
+    """
+
+    def split(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """`(sign(w), mean(|w|))`: shapes of `weight` and `[out]`."""
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        signs = ste_sign(weight)
+        # Not abs(): its gradient at 0 is 0, and the sign of 0 is +1 here.
+        return signs, (weight * signs.detach()).flatten(1).mean(1, dtype=dtype)
+
+    def __repr__(self) -> str:
+        return "xnor_sign"
 
 
 magnitude_aware_sign = register("magnitude_aware_sign")(_MagnitudeAwareSign())
+xnor_sign = register("xnor_sign")(_XnorSign())
+
+
+class TanhSign:
+    """Weight quantizer `tanh(sharpness * w)`, which becomes the sign as the sharpness grows.
+
+    Gradient: 1, that of mirror descent with dual variables w ("MD-tanh-S"); or, not straight
+    through, the derivative `sharpness * (1 - tanh(sharpness * w)**2)` ("GD-tanh"). In eval mode
+    layers take `ste_sign` instead.
+
+        quantizer = quantizers.TanhSign()
+        bnn.set_weight_quantizer(model, quantizer)         # one object for all layers
+        for epoch in range(epochs):
+            quantizer.sharpness = 1.01**epoch              # as BNEW's authors train this baseline
+            ...an epoch with any optimizer...
+
+    `optim.MirrorDescent` does the same inside an optimizer, growth included.
+
+    Args:
+        sharpness: positive; an attribute that may change at any time. It is no part of the model's
+            state_dict.
+        straight_through: whether the gradient is 1.
+
+    Raises:
+        ValueError: `sharpness` is not positive and finite.
+
+    Source: Ajanthan, Gupta, Torr, Hartley, Dokania, "Mirror Descent View for Neural Network
+    Quantization", 2021 (arXiv:1910.08237), the tanh projection and its stable form.
+    """
+
+    def __init__(self, sharpness: float = 1.0, *, straight_through: bool = True) -> None:
+        self.sharpness = sharpness
+        self.straight_through = straight_through
+
+    @property
+    def sharpness(self) -> float:
+        return self._sharpness
+
+    @sharpness.setter
+    def sharpness(self, value: float) -> None:
+        if not 0 < value < math.inf:
+            raise ValueError(f"sharpness must be positive and finite, found {value}")
+        self._sharpness = value
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        if self.straight_through:
+            return _IdentityTanh.apply(weight, self.sharpness)
+        return torch.tanh(self.sharpness * weight)
+
+    def __repr__(self) -> str:
+        return f"TanhSign({self.sharpness:g}, straight_through={self.straight_through})"

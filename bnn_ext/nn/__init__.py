@@ -7,7 +7,9 @@ from bnn_ext.nn.binary import (
     BinaryConv2d,
     BinaryConv3d,
     BinaryLinear,
+    binary_parameters,
     clip_weights,
+    set_weight_quantizer,
 )
 from bnn_ext.nn.residual import Residual
 
@@ -22,6 +24,8 @@ __all__ = [
     "RSign",
     "Residual",
     "binarize",
+    "binary_parameters",
     "clip_weights",
     "first_and_last",
+    "set_weight_quantizer",
 ]

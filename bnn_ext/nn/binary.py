@@ -9,7 +9,7 @@ input or the weight real.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -305,8 +305,61 @@ BINARY_OF: dict[type[nn.Module], type[_BinaryLayer]] = {
 }
 
 
+def binary_layers(model: nn.Module) -> list[_BinaryLayer]:
+    """The binary layers of a model, in order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, _BinaryLayer)]
+    if not layers:
+        raise ValueError(f"model must hold a binary layer, found none in {type(model).__name__}")
+    return layers
+
+
+def binary_parameters(model: nn.Module) -> list[Tensor]:
+    """The weights of the binary layers, each once, in order.
+
+    Also those of layers whose weight is real for now (`weight_quantizer=None`), as in the first of
+    two training steps: what is no binary layer is not meant to become one.
+
+    Args:
+        model: holds at least one binary layer; it may be compiled, or wrapped for DDP.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    weights = {layer.weight: None for layer in binary_layers(model)}  # tied ones once, in order
+    return list(weights)
+
+
+def set_weight_quantizer(model: nn.Module, weight_quantizer: str | Quantizer | None) -> None:
+    """Gives all binary layers of a model another weight quantizer, in place.
+
+    Networks that train in two steps, as Bi-Real Net's and ReActNet's, have real weights in the
+    first, `None`, and a scaled sign in the second. What trains with real weights in [-1, 1], as
+    BNEW and mirror descent do, ends with `"ste_sign"`.
+
+    Args:
+        model: holds at least one binary layer.
+        weight_quantizer: name, callable, or None for real weights.
+
+    Raises:
+        ValueError: `model` holds no binary layer, or the quantizer's name is unknown.
+        TypeError: the quantizer is neither a name nor a callable.
+
+    Source: Liu, Shen, Savvides, Cheng, "ReActNet", 2020 (arXiv:2003.03488), the two steps of
+    its training.
+    """
+    quantizer = _get("weight_quantizer", weight_quantizer)
+    for layer in binary_layers(model):
+        layer.weight_quantizer = quantizer
+
+
 def clip_weights(
-    optimizer: torch.optim.Optimizer, model: nn.Module, limit: float = 1.0
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module | Iterable[Tensor],
+    limit: float = 1.0,
 ) -> RemovableHandle:
     """Keeps the latent weights of the binary layers in [-limit, limit] after every step.
 
@@ -318,30 +371,34 @@ def clip_weights(
 
     Args:
         optimizer: the one that updates `model`.
-        model: holds at least one binary layer.
+        model: holds at least one layer with a binary weight; or the tensors to clip, whatever they
+            are: `binary_parameters(model)` holds real weights, too, in [-1, 1], as in phase 1 of
+            BNEW.
         limit: positive.
 
     Returns:
         The handle of the optimizer's hook.
 
     Raises:
-        ValueError: `limit` is not positive, or `model` holds no layer with a binary weight.
+        ValueError: `limit` is not positive, or there is nothing to clip.
 
     Source: "Binarized Neural Networks", 2016 (arXiv:1602.02830), algorithm 1, the clip after the
     update.
     """
     if not limit > 0:
         raise ValueError(f"limit must be positive, found {limit}")
-    weights = [
-        layer.weight
-        for layer in model.modules()
-        if isinstance(layer, _BinaryLayer) and layer.weight_quantizer is not None
-    ]
-    if not weights:
-        raise ValueError(
-            f"model must hold a binary layer, found none with a weight quantizer in "
-            f"{type(model).__name__}"
-        )
+    if isinstance(model, nn.Module):
+        layers = [layer for layer in model.modules() if isinstance(layer, _BinaryLayer)]
+        weights = [layer.weight for layer in layers if layer.weight_quantizer is not None]
+        if not weights:
+            raise ValueError(
+                f"model must hold a binary layer, found none with a weight quantizer in "
+                f"{type(model).__name__}"
+            )
+    else:
+        weights = list(model)
+        if not weights:
+            raise ValueError("model must be a module or the tensors to clip, found no tensor")
 
     @torch.no_grad()
     def clip(*_: Any) -> None:
