@@ -141,7 +141,8 @@ class DistillationLoss(nn.Module):
         ValueError: there is no teacher, or a number is out of range.
 
     Source: "Distilling the Knowledge in a Neural Network", 2015 (arXiv:1503.02531), section 2;
-    without hard labels, as in "ReActNet", 2020 (arXiv:2003.03488), and in Paren, Poudel, "Training Binarized Neural Networks the Easy Way", 2022.
+    without hard labels, as in "ReActNet", 2020 (arXiv:2003.03488), and in Paren, Poudel, "Training
+    Binarized Neural Networks the Easy Way", 2022.
     """
 
     def __init__(

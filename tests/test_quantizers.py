@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from bnn_ext import quantizers
 
-SIGNS = ("ste_sign", "approx_sign", "swish_sign")
-NAMES = (*SIGNS, "stochastic_sign", "magnitude_aware_sign")
+SIGNS = ("ste_sign", "approx_sign", "swish_sign", "identity_sign")
+NAMES = (*SIGNS, "stochastic_sign", "magnitude_aware_sign", "xnor_sign")
+SCALED = (quantizers.magnitude_aware_sign, quantizers.xnor_sign)
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 E = 2.0**-7  # exact in every dtype here, also as 1 ± E
@@ -72,7 +75,12 @@ def swish_derivative(x: float, beta: float = 5.0) -> float:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    ("name", "derivative"), [("ste_sign", ste_derivative), ("approx_sign", approx_derivative)]
+    ("name", "derivative"),
+    [
+        ("ste_sign", ste_derivative),
+        ("approx_sign", approx_derivative),
+        ("identity_sign", lambda x: 1.0),
+    ],
 )
 def test_piecewise_gradient_is_the_formula(name, derivative, dtype):
     """All values are short binary fractions, so that the formula is exact in every dtype."""
@@ -114,7 +122,7 @@ def test_swish_gradient_never_overflows(dtype):
     torch.testing.assert_close(grad.double(), expected, rtol=0, atol=75 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("name", (*SIGNS, "stochastic_sign"))
+@pytest.mark.parametrize("name", ["ste_sign", "approx_sign", "swish_sign", "stochastic_sign"])
 def test_blocked_gradient_is_zero_even_if_the_incoming_is_infinite(name):
     x = torch.tensor([-math.inf, math.inf, math.nan])
     assert torch.equal(gradient(quantizers.get(name), x, upstream=math.inf), torch.zeros(3))
@@ -172,33 +180,102 @@ def test_stochastic_generators():
     assert torch.equal(quantizers.stochastic_sign(x), first)
 
 
-# --- magnitude aware ------------------------------------------------------------------------------
+# --- scaled ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("quantizer", SCALED, ids=repr)
 @pytest.mark.parametrize("shape", [(3, 4), (3, 2, 5), (3, 2, 3, 3), (3, 2, 3, 1, 2)])
-def test_magnitude_aware_sign(shape):
+def test_scaled_sign(shape, quantizer):
     weight = torch.randn(shape, dtype=torch.float64)
     scale = torch.stack([channel.abs().mean() for channel in weight])
     column = scale.view(-1, *[1] * (len(shape) - 1))
-    signs, split_scale = quantizers.split(quantizers.magnitude_aware_sign, weight)
+    signs, split_scale = quantizers.split(quantizer, weight)
     assert torch.equal(signs, torch.where(weight >= 0, 1.0, -1.0).double())
     # The mean may add in another order: two float64 roundings of a mean of at most 18 values.
     torch.testing.assert_close(split_scale, scale, rtol=1e-15, atol=0)
-    out = quantizers.magnitude_aware_sign(weight)
+    out = quantizer(weight)
     assert torch.equal(out, signs * split_scale.view_as(column))
-    mask = (weight.abs() <= 1).double()
-    expected = (3.0 * split_scale).view_as(column) * mask
-    assert torch.equal(gradient(quantizers.magnitude_aware_sign, weight), expected)
 
 
+def test_magnitude_aware_gradient():
+    weight = torch.tensor([EDGES, EDGES[::-1]], dtype=torch.float64)
+    scale = weight.abs().mean(1, keepdim=True)
+    expected = 3.0 * scale * (weight.abs() <= 1)
+    # The order of the mean's sum: a rounding or two.
+    grad = gradient(quantizers.magnitude_aware_sign, weight)
+    torch.testing.assert_close(grad, expected, rtol=4e-16, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 13), (2, 13, 1, 1), (1, 2, 13)])
+def test_xnor_gradient_is_the_formula(shape):
+    """`g mean(|w|) [|w| <= 1] + sign(w) mean(g sign(w))` for every output channel."""
+    weight = torch.tensor([EDGES, EDGES[::-1]], dtype=torch.float64).view(shape)
+    g = torch.randn(shape, dtype=torch.float64)
+    leaf = weight.clone().requires_grad_()
+    quantizers.xnor_sign(leaf).backward(g)
+    expected = np.empty(shape)
+    for channel in range(shape[0]):
+        w, upstream = weight[channel].numpy(), g[channel].numpy()
+        s = np.where(w >= 0, 1, -1)
+        expected[channel] = upstream * np.abs(w).mean() * (np.abs(w) <= 1)
+        expected[channel] += s * (upstream * s).mean()
+    # Means of up to 26 values, and one sum that may cancel: a few roundings of values up to 3.
+    torch.testing.assert_close(leaf.grad, torch.tensor(expected), rtol=0, atol=5e-15)
+
+
+@pytest.mark.parametrize("quantizer", SCALED, ids=repr)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_magnitude_aware_sign_dtypes(dtype):
-    weight = torch.randn(3, 8).to(dtype)
-    signs, scale = quantizers.split(quantizers.magnitude_aware_sign, weight)
+def test_scaled_sign_dtypes(dtype, quantizer):
+    weight = torch.randn(3, 8).to(dtype).requires_grad_()
+    signs, scale = quantizers.split(quantizer, weight)
     assert signs.dtype == dtype
     assert scale.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert not scale.requires_grad
-    assert quantizers.magnitude_aware_sign(weight).dtype == dtype
+    assert scale.requires_grad == (quantizer is quantizers.xnor_sign)
+    assert quantizer(weight).dtype == dtype
+
+
+@pytest.mark.parametrize("quantizer", SCALED, ids=repr)
+def test_scaled_sign_is_one_object(quantizer):
+    assert copy.deepcopy(quantizer) is quantizer
+    assert pickle.loads(pickle.dumps(quantizer)) is quantizer
+    assert quantizers.get(repr(quantizer)) is quantizer
+
+
+# --- tanh -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 20.0, 1e35])
+def test_tanh_sign(sharpness):
+    x = torch.tensor(EDGES + (-4.0, 4.0), dtype=torch.float64)
+    expected = np.tanh(sharpness * x.numpy())
+    # torch's tanh and numpy's, each right to a few units in the last place.
+    through = quantizers.TanhSign(sharpness)
+    torch.testing.assert_close(through(x), torch.tensor(expected), rtol=1e-14, atol=0)
+    assert torch.equal(gradient(through, x), torch.full_like(x, 3.0))
+    slope = quantizers.TanhSign(sharpness, straight_through=False)
+    assert torch.equal(slope(x), through(x))
+    expected = torch.tensor(3 * sharpness * (1 - expected**2))
+    # 1 - tanh**2 cancels where tanh is near ±1, so the bound is relative to the sharpness.
+    torch.testing.assert_close(gradient(slope, x), expected, rtol=1e-13, atol=2e-15 * sharpness)
+
+
+def test_tanh_sign_is_finite_and_becomes_the_sign():
+    x = torch.tensor([-1e3, -1e-30, 0.0, 1e-30, 1e3])
+    out = quantizers.TanhSign(1e35)(x)
+    assert torch.equal(out, torch.tensor([-1.0, -1.0, 0.0, 1.0, 1.0]))
+
+
+def test_tanh_sign_sharpness():
+    quantizer = quantizers.TanhSign()
+    x = torch.tensor([0.5])
+    before = quantizer(x)
+    quantizer.sharpness = 3
+    assert quantizer(x) > before
+    for wrong in (0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="sharpness must be positive and finite, found"):
+            quantizer.sharpness = wrong
+    assert quantizer.sharpness == 3
+    assert repr(quantizer) == "TanhSign(3, straight_through=True)"
 
 
 # --- names and predicates -------------------------------------------------------------------------
@@ -239,7 +316,8 @@ def test_is_sign():
         assert quantizers.is_sign(quantizers.get(name))
     assert quantizers.is_sign(functools.partial(quantizers.swish_sign, beta=2.0))
     assert quantizers.is_sign(functools.partial(quantizers.stochastic_sign, generator=None))
-    assert not quantizers.is_sign(quantizers.magnitude_aware_sign)
+    assert quantizers.is_sign(quantizers.TanhSign())  # in eval mode
+    assert not any(quantizers.is_sign(quantizer) for quantizer in SCALED)
     assert not quantizers.is_sign(torch.sign)  # 0 at 0
 
 
@@ -247,7 +325,8 @@ def test_deterministic():
     assert quantizers.deterministic(quantizers.stochastic_sign) is quantizers.ste_sign
     own = functools.partial(quantizers.stochastic_sign, generator=torch.Generator())
     assert quantizers.deterministic(own) is quantizers.ste_sign
-    for quantizer in (quantizers.approx_sign, quantizers.magnitude_aware_sign, torch.tanh):
+    assert quantizers.deterministic(quantizers.TanhSign(2.0)) is quantizers.ste_sign
+    for quantizer in (quantizers.approx_sign, *SCALED, torch.tanh):
         assert quantizers.deterministic(quantizer) is quantizer
 
 

@@ -165,6 +165,10 @@ class RegimeOptimizer(Combined):
             self._own.append(own)
             self._apply(self.regime.at(self.epoch)[1])
 
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("regime", "reset_each_epoch", "epoch", "_own", "_name")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
     def state_dict(self) -> dict[str, Any]:
         """As of any optimizer, with the epoch."""
         return super().state_dict() | {"epoch": self.epoch}
