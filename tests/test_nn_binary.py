@@ -280,6 +280,51 @@ def test_clipping_leaves_layers_with_real_weights():
     assert torch.equal(model[1].weight, torch.full((2, 2), 1.0))
 
 
+def test_clipping_of_given_tensors():
+    layer, other = bnn.BinaryLinear(2, 2, weight_quantizer=None), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([*layer.parameters(), *other.parameters()], lr=0.0)
+    bnn.clip_weights(optimizer, iter([layer.weight, other.bias]), limit=0.5)
+    with torch.no_grad():
+        for parameter in (*layer.parameters(), *other.parameters()):
+            parameter.fill_(-2.0)
+    optimizer.step()
+    assert (layer.weight == -0.5).all() and (other.bias == -0.5).all()
+    assert (layer.bias == -2).all() and (other.weight == -2).all()
+    with pytest.raises(ValueError, match="a module or the tensors to clip, found no tensor"):
+        bnn.clip_weights(optimizer, [])
+
+
+def test_binary_parameters():
+    tied = bnn.BinaryConv2d(3, 3, 1)
+    real = bnn.BinaryLinear(3, 3, weight_quantizer=None)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), tied, nn.BatchNorm2d(3), nn.Sequential(tied, real))
+    found = bnn.binary_parameters(model)
+    assert len(found) == 2 and found[0] is tied.weight and found[1] is real.weight
+    with pytest.raises(ValueError, match="model must hold a binary layer, found none in Conv2d"):
+        bnn.binary_parameters(model[0])
+
+
+def test_set_weight_quantizer():
+    """The second of two training steps begins with the weights of the first."""
+    model = nn.Sequential(
+        bnn.BinaryConv2d(2, 3, 3, weight_quantizer=None), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+    )
+    x = torch.randn(2, 2, 5, 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for quantizer in ("magnitude_aware_sign", quantizers.TanhSign(2.0), None):
+        bnn.set_weight_quantizer(model, quantizer)
+        expected = bnn.BinaryConv2d(2, 3, 3, weight_quantizer=quantizer)
+        expected.load_state_dict(model[0].state_dict())
+        assert torch.equal(model[0](x), expected(x))
+        assert model[0].input_quantizer is quantizers.ste_sign
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    with pytest.raises(ValueError, match="weight_quantizer: .*found 'sing'"):
+        bnn.set_weight_quantizer(model, "sing")
+    with pytest.raises(ValueError, match="model must hold a binary layer, found none in Conv2d"):
+        bnn.set_weight_quantizer(model[2], None)
+
+
 # --- in PyTorch -----------------------------------------------------------------------------------
 
 
