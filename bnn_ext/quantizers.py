@@ -51,6 +51,7 @@ __all__ = [
     "get",
     "name_of",
     "is_sign",
+    "gives_signs",
     "deterministic",
     "split",
     "factor",
@@ -137,6 +138,12 @@ def is_sign(quantizer: Quantizer) -> bool:
     """Whether the forward in eval mode is exactly `sign(x)`, so that packed bits can replace it."""
     function = _function(deterministic(quantizer))
     return any(function is known for known in _SIGNS)
+
+
+def gives_signs(quantizer: Quantizer) -> bool:
+    """Whether the forward is exactly ±1 everywhere, in training mode as well: drawn or not."""
+    function = _function(quantizer)
+    return function is stochastic_sign or any(function is known for known in _SIGNS)
 
 
 # --- sign and scale -------------------------------------------------------------------------------

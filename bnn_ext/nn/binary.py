@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bnn_ext import quantizers
+from bnn_ext.nn import on_bits
 from bnn_ext.quantizers import Quantizer
 
 
@@ -26,17 +27,22 @@ class _BinaryLayer(nn.Module):
 
     weight: Tensor
     bias: Any  # Tensor or None; torch.nn's own layers disagree about its type
+    training_forward: str | None = None  # also of layers that were made or saved without one
 
     def __init__(
         self,
         *args: Any,
         input_quantizer: str | Quantizer | None,
         weight_quantizer: str | Quantizer | None,
+        forward: str | None,
         **kwargs: Any,
     ) -> None:
+        if forward not in on_bits.FORWARDS:
+            raise ValueError(f"forward must be 'packed', 'float' or None, found {forward!r}")
         super().__init__(*args, **kwargs)
         self.input_quantizer = _get("input_quantizer", input_quantizer)
         self.weight_quantizer = _get("weight_quantizer", weight_quantizer)
+        self.training_forward = forward
 
     @property
     def binary_weight(self) -> Tensor:
@@ -80,6 +86,32 @@ class _BinaryLayer(nn.Module):
             (self.weight, None) if quantizer is None else quantizers.split(quantizer, self.weight)
         )
 
+    def _on_bits(self, input: Tensor, weight: Tensor, outputs: int) -> bool:
+        """Whether the packed kernels multiply the quantized input and weight.
+
+        Only in training mode: in eval mode the sums are torch's, for conversions to compare with.
+
+        Args:
+            input, weight: quantized.
+            outputs: number of values of the product.
+        """
+        if not self.training or self.training_forward == "float":
+            return False
+        both = (self.input_quantizer, self.weight_quantizer)
+        signs = all(
+            quantizer is not None
+            and (quantizers.gives_signs(quantizer) or hasattr(quantizer, "split"))
+            for quantizer in both
+        )
+        if self.training_forward == "packed":
+            if not signs:
+                raise ValueError(
+                    f"forward='packed' needs quantizers that give ±1, found {both[0]} for the "
+                    f"input and {both[1]} for the weight"
+                )
+            return on_bits.possible(input, weight)
+        return signs and on_bits.pays(input, weight, outputs) and on_bits.possible(input, weight)
+
     def finish(self, sums: Tensor, scale: Tensor | None) -> Tensor:
         """`sums * scale + bias` per output channel, in the dtype of `sums`."""
         return scale_and_bias(sums, scale, self.bias, self.weight.dim() - 2)
@@ -90,6 +122,8 @@ class _BinaryLayer(nn.Module):
             quantizer = getattr(self, name)
             if quantizer is not quantizers.ste_sign:
                 parts.append(f"{name}={getattr(quantizer, '__name__', repr(quantizer))}")
+        if self.training_forward is not None:
+            parts.append(f"forward={self.training_forward!r}")
         return ", ".join(parts)
 
 
@@ -134,9 +168,13 @@ class BinaryLinear(_BinaryLayer, nn.Linear):
         in_features, out_features, bias, device, dtype: as for `torch.nn.Linear`; the bias is real.
         input_quantizer: name, callable, or None to leave the input real.
         weight_quantizer: name, callable, or None to leave the weight real.
+        forward: what computes the sums in training mode: "packed" for the packed kernels, wherever
+            they can run, "float" for torch's, None for whichever is known to be faster. The values
+            and the gradients are the same; eval mode computes in floats.
 
     Raises:
-        ValueError: a quantizer's name is unknown.
+        ValueError: a quantizer's name or `forward` is unknown; in the forward, "packed" finds
+            values that are not ±1.
         TypeError: a quantizer is neither a name nor a callable.
 
     Source: "Binarized Neural Networks", 2016 (arXiv:1602.02830), algorithm 1.
@@ -150,6 +188,7 @@ class BinaryLinear(_BinaryLayer, nn.Linear):
         *,
         input_quantizer: str | Quantizer | None = "ste_sign",
         weight_quantizer: str | Quantizer | None = "ste_sign",
+        forward: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -159,13 +198,17 @@ class BinaryLinear(_BinaryLayer, nn.Linear):
             bias,
             input_quantizer=input_quantizer,
             weight_quantizer=weight_quantizer,
+            forward=forward,
             device=device,
             dtype=dtype,
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        x = self._quantized_input(input)
         weight, scale = self._quantized_weight()
-        return self.finish(F.linear(self._quantized_input(input), weight), scale)
+        outputs = x.numel() // self.in_features * self.out_features
+        product = on_bits.linear if self._on_bits(x, weight, outputs) else F.linear
+        return self.finish(product(x, weight), scale)
 
 
 class _BinaryConv(_BinaryLayer):
@@ -192,6 +235,7 @@ class _BinaryConv(_BinaryLayer):
         pad_value: int = 0,
         input_quantizer: str | Quantizer | None = "ste_sign",
         weight_quantizer: str | Quantizer | None = "ste_sign",
+        forward: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -204,13 +248,22 @@ class _BinaryConv(_BinaryLayer):
                 -1 count like inputs.
             input_quantizer: name, callable, or None to leave the input real.
             weight_quantizer: name, callable, or None to leave the weight real.
+            forward: what computes the sums of 2-d convolutions in training mode: "packed" for the
+                packed kernels, wherever they can run, "float" for torch's, None for whichever is
+                known to be faster. The values and the gradients are the same; eval mode computes in
+                floats.
 
         Raises:
-            ValueError: `pad_value` is not -1, 0 or 1, or a quantizer's name is unknown.
+            ValueError: `pad_value` is not -1, 0 or 1, a quantizer's name or `forward` is unknown;
+                in the forward, "packed" finds values that are not ±1.
             TypeError: a quantizer is neither a name nor a callable.
         """
         if pad_value not in (-1, 0, 1):
             raise ValueError(f"pad_value must be -1, 0 or 1, found {pad_value!r}")
+        if forward == "packed" and not isinstance(self, nn.Conv2d):
+            raise ValueError(
+                f"forward of {type(self).__name__} must be 'float' or None, found 'packed'"
+            )
         super().__init__(
             in_channels,
             out_channels,
@@ -222,6 +275,7 @@ class _BinaryConv(_BinaryLayer):
             bias,
             input_quantizer=input_quantizer,
             weight_quantizer=weight_quantizer,
+            forward=forward,
             device=device,
             dtype=dtype,
         )
@@ -234,8 +288,11 @@ class _BinaryConv(_BinaryLayer):
             x = F.pad(x, self._reversed_padding_repeated_twice, value=self.pad_value)
             padding = 0
         weight, scale = self._quantized_weight()
-        sums = self._convolve(x, weight, None, self.stride, padding, self.dilation, self.groups)
-        return self.finish(sums, scale)
+        return self.finish(self._sums(x, weight, padding), scale)
+
+    def _sums(self, input: Tensor, weight: Tensor, padding: tuple[int, ...] | str | int) -> Tensor:
+        """The convolution of the quantized input and weight."""
+        return self._convolve(input, weight, None, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         pad_value = f", pad_value={self.pad_value}" if self.pad_value != 0 else ""
@@ -260,6 +317,14 @@ class BinaryConv2d(_BinaryConv, nn.Conv2d):
     """
 
     _convolve = staticmethod(F.conv2d)
+
+    def _sums(self, input: Tensor, weight: Tensor, padding: tuple[int, ...] | str | int) -> Tensor:
+        if input.dim() == 4 and not isinstance(padding, str):
+            padding = (padding,) * 2 if isinstance(padding, int) else padding
+            geometry = (self.stride, padding, self.dilation)
+            if self._on_bits(input, weight, on_bits.conv2d_outputs(input, weight, *geometry)):
+                return on_bits.conv2d(input, weight, *geometry, self.groups)
+        return super()._sums(input, weight, padding)
 
 
 class BinaryConv3d(_BinaryConv, nn.Conv3d):
