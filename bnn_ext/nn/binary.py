@@ -9,7 +9,7 @@ input or the weight real.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class _BinaryLayer(nn.Module):
 
     weight: Tensor
     bias: Any  # Tensor or None; torch.nn's own layers disagree about its type
-    training_forward: str | None = None  # also of layers that were made or saved without one
+    training_forward: str | None = None  # also of layers saved before there was a choice
 
     def __init__(
         self,
@@ -86,14 +86,14 @@ class _BinaryLayer(nn.Module):
             (self.weight, None) if quantizer is None else quantizers.split(quantizer, self.weight)
         )
 
-    def _on_bits(self, input: Tensor, weight: Tensor, outputs: int) -> bool:
+    def _on_bits(self, input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
         """Whether the packed kernels multiply the quantized input and weight.
 
         Only in training mode: in eval mode the sums are torch's, for conversions to compare with.
 
         Args:
             input, weight: quantized.
-            outputs: number of values of the product.
+            geometry: stride, padding and dilation of a convolution.
         """
         if not self.training or self.training_forward == "float":
             return False
@@ -110,7 +110,7 @@ class _BinaryLayer(nn.Module):
                     f"input and {both[1]} for the weight"
                 )
             return on_bits.possible(input, weight)
-        return signs and on_bits.pays(input, weight, outputs) and on_bits.possible(input, weight)
+        return signs and on_bits.possible(input, weight) and on_bits.pays(input, weight, *geometry)
 
     def finish(self, sums: Tensor, scale: Tensor | None) -> Tensor:
         """`sums * scale + bias` per output channel, in the dtype of `sums`."""
@@ -206,8 +206,7 @@ class BinaryLinear(_BinaryLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         x = self._quantized_input(input)
         weight, scale = self._quantized_weight()
-        outputs = x.numel() // self.in_features * self.out_features
-        product = on_bits.linear if self._on_bits(x, weight, outputs) else F.linear
+        product = on_bits.linear if self._on_bits(x, weight) else F.linear
         return self.finish(product(x, weight), scale)
 
 
@@ -322,7 +321,7 @@ class BinaryConv2d(_BinaryConv, nn.Conv2d):
         if input.dim() == 4 and not isinstance(padding, str):
             padding = (padding,) * 2 if isinstance(padding, int) else padding
             geometry = (self.stride, padding, self.dilation)
-            if self._on_bits(input, weight, on_bits.conv2d_outputs(input, weight, *geometry)):
+            if self._on_bits(input, weight, *geometry):
                 return on_bits.conv2d(input, weight, *geometry, self.groups)
         return super()._sums(input, weight, padding)
 
@@ -356,6 +355,7 @@ def make_binary(
         raise ValueError(f"padding_mode must be 'zeros', found {padding_mode!r}")
     layer.input_quantizer = _get("input_quantizer", input_quantizer)
     layer.weight_quantizer = _get("weight_quantizer", weight_quantizer)
+    layer.training_forward = None
     layer.__class__ = BINARY_OF[type(layer)]
     if isinstance(layer, _BinaryConv):
         layer.pad_value = 0

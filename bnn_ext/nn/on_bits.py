@@ -33,45 +33,36 @@ def possible(input: Tensor, weight: Tensor) -> bool:
     return (
         type(input) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not is_in_torch_dispatch_mode()
+        and not torch.is_autocast_enabled("cpu")
         and input.is_cpu
         and weight.is_cpu
         and input.dtype == weight.dtype == torch.float32
         and input.dim() >= 2
         and input.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not is_in_torch_dispatch_mode()
     )
 
 
-def pays(input: Tensor, weight: Tensor, outputs: int) -> bool:
+def pays(input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
     """Whether they are faster, packing included.
 
     Args:
-        input: of the product.
-        weight: `[out, ...]`.
-        outputs: number of values that the product has.
+        input: `[..., in]`, or `[N, C, H, W]` of a convolution.
+        weight: `[out, in]`, or `[out, C / groups, kh, kw]`.
+        geometry: stride, padding and dilation of a convolution.
     """
-    products = outputs * weight[0].numel()
-    numbers = input.numel() + weight.numel() + outputs
+    places = input.numel() // input.shape[-1]
+    if geometry:
+        places = input.shape[0]
+        for i, (stride, padding, dilation) in enumerate(zip(*geometry, strict=True)):
+            reach = dilation * (weight.shape[2 + i] - 1) + 1
+            places *= (input.shape[2 + i] + 2 * padding - reach) // stride + 1
+    products = places * weight.numel()
+    numbers = input.numel() + weight.numel() + places * weight.shape[0]
     enough = products >= _LEAST and products >= _LEAST_PER_NUMBER[weight.dim()] * numbers
     return enough and cpu_capability() in _LEVELS
-
-
-def conv2d_outputs(
-    input: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> int:
-    """The number of values that a convolution of `[N, C, H, W]` with `[out, ..., kh, kw]` has."""
-    outputs = input.shape[0] * weight.shape[0]
-    for i in (0, 1):
-        reach = dilation[i] * (weight.shape[2 + i] - 1) + 1
-        outputs *= (input.shape[2 + i] + 2 * padding[i] - reach) // stride[i] + 1
-    return outputs
 
 
 class _Linear(torch.autograd.Function):
