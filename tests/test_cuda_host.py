@@ -9,3 +9,7 @@ import host_programs
 
 def test_emulator(tmp_path: Path) -> None:
     host_programs.run(host_programs.build("cuda_host/emulator_test.cpp", tmp_path))
+
+
+def test_kernels_that_memory_bounds(tmp_path: Path) -> None:
+    host_programs.run(host_programs.build("cuda_host/stream_test.cpp", tmp_path))

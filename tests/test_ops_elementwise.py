@@ -10,7 +10,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bnn_ext import _extension, ops, reference
-from bnn_ext.ops import real_values
 
 
 def check(input: Tensor, *arguments: object) -> None:
@@ -114,14 +113,6 @@ def test_compiled():
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     assert_same(compiled(input), run(input), 40)
-
-
-def test_other_devices_compute_the_same():
-    """What runs where there is no kernel for it, called on the CPU."""
-    input, operands = torch.randn(2, 40), [torch.randn(40), torch.randn(40)]
-    arguments = (input, [5], operands, torch.float32, torch.zeros(40), None)
-    expected = torch.ops.bnn_ext.elementwise(*arguments)
-    assert_same(tuple(real_values._on_cuda(*arguments)), tuple(expected), 40)
 
 
 def test_wrong_arguments_of_the_operator_itself():

@@ -13,14 +13,12 @@ from packed_inputs import (
     SIZES,
     assert_same_floats,
     assert_same_packed,
-    examples,
     random_affine,
     random_packed,
 )
 from torch import Tensor
 
 from bnn_ext import _C, ops, reference
-from bnn_ext.ops import binary_weight
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -439,29 +437,3 @@ def test_half_precision_is_rounded_once(level):
         early = reference.finish_float(sums.to(dtype), scale, bias, dtype)
         assert not torch.equal(expected, early)  # the input tells the two apart
         assert_same_floats(ops.binary_weight_linear(x, weight, k, scale, bias), expected)
-
-
-# --- without a kernel -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("op", ["linear", "linear_bits", "conv2d", "conv2d_bits"])
-def test_what_runs_on_cuda(op):
-    """There torch calls this with the arguments in a row, without defaults at the end."""
-    name, run = f"binary_weight_{op}", binary_weight._by_torch(op)
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bnn_ext::{name}", "CUDA")
-    arguments = examples()[name]
-    # Few bits, so that float32 sums are exact in any order.
-    arguments["input"] = torch.randint(-8, 8, arguments["input"].shape).float()
-    for input in (arguments["input"], arguments["input"].bfloat16(), arguments["input"].byte()):
-        arguments["input"] = input
-        if input.dtype == torch.uint8:
-            integer = {"threshold": torch.arange(5, dtype=torch.int32)}
-            arguments |= {"scale": None, "bias": None} if "scale" in arguments else integer
-        expected = getattr(ops, name)(**arguments)
-        schema = getattr(torch.ops.bnn_ext, name).default._schema
-        in_a_row = [arguments[argument.name] for argument in schema.arguments]
-        for values in (in_a_row, in_a_row[:-1]):
-            found = run(*values)
-            assert found.dtype == expected.dtype
-            assert found.stride() == expected.stride()
-            assert torch.equal(found, expected)

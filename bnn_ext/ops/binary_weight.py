@@ -6,13 +6,11 @@ images give exact int32 sums; thresholds are float32 or int32 like the sums, as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from bnn_ext import reference
 from bnn_ext.ops.calls import checked_by_kernel
 from bnn_ext.ops.checks import (
     FLOATS,
@@ -27,39 +25,10 @@ from bnn_ext.ops.checks import (
     check_vector,
 )
 from bnn_ext.ops.convolution import ConvArguments, check_geometry, conv2d_shape
-from bnn_ext.ops.packing import check_tiles, pack
+from bnn_ext.ops.packing import check_tiles
 from bnn_ext.reference import words
 
 _REAL = (*FLOATS, torch.uint8)
-
-
-def _by_torch(op: str) -> Callable[..., Tensor]:
-    """The operator in plain torch, for devices without a kernel; `tiles` are of no use there.
-
-    The sums are those of the reference, in float64: of float32 a GPU's own may be far off the bound
-    that `binary_weight_linear` states, since torch lets cuDNN round the inputs to TF32.
-    """
-    schema = getattr(torch.ops.bnn_ext, f"binary_weight_{op}").default._schema
-    names = [argument.name for argument in schema.arguments]
-    sums_of = reference.real_conv2d_sums if "conv2d" in op else reference.real_linear_sums
-
-    def call(*values: Any, **named: Any) -> Tensor:
-        arguments = dict(zip(names, values, strict=False)) | named  # torch leaves out defaults
-        scale, bias, threshold, flip, _ = (
-            arguments.pop(name, None) for name in ("scale", "bias", "threshold", "flip", "tiles")
-        )
-        input_dtype = arguments["input"].dtype
-        sums = sums_of(**arguments)
-        if threshold is not None:
-            return pack(sums.to(threshold.dtype), threshold, flip)
-        out = reference.finish_real(sums, scale, bias, input_dtype)
-        return out.contiguous().permute(0, 3, 1, 2) if "conv2d" in op else out
-
-    return call
-
-
-for _op in ("linear", "linear_bits", "conv2d", "conv2d_bits"):
-    torch.library.impl(f"bnn_ext::binary_weight_{_op}", "CUDA", _by_torch(_op))
 
 
 def _check_real(name: str, input: Tensor, rank: int | None = None) -> None:
@@ -129,9 +98,9 @@ def binary_weight_linear(
     """Real inputs times ±1 weights: `input @ signs.T * scale + bias`.
 
     Sums of floats are float32, in an order that is the same at every CPU level and in every batch,
-    but not torch's: at most `(in_features / 4 + 3) * 2**-24 * sum(abs(input))` off. The product
-    with the scale and the sum with the bias are rounded to float32, then the result once to the
-    dtype of the input. NaN and infinity do what they do in torch.
+    but neither torch's nor that on CUDA: at most `(in_features / 4 + 3) * 2**-24 * sum(abs(input))`
+    off. The product with the scale and the sum with the bias are rounded to float32, then the
+    result once to the dtype of the input. NaN and infinity do what they do in torch.
 
     Args:
         input: `[..., in_features]`, float32, float16, bfloat16 or uint8.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bnn_ext import reference
 from bnn_ext.ops.calls import checked_by_kernel, runs_now
 from bnn_ext.ops.checks import (
     check_device,
@@ -28,7 +27,8 @@ def select_channels(inputs: Sequence[Tensor], channels: Sequence[int], index: Te
     stay neighbours are moved together, whole words fastest.
 
     Args:
-        inputs: packed `[..., ceil(channels[i] / 32)]`, all of the same leading dimensions.
+        inputs: packed `[..., ceil(channels[i] / 32)]`, all of the same leading dimensions; on CUDA
+            at most 128.
         channels: number of real bits in the last dimension of each.
         index: int32 `[C]`, from 0 to `sum(channels) - 1`. On CUDA other values end in an assertion
             on the device, as those of `torch.index_select` do.
@@ -67,6 +67,3 @@ def select_channels(inputs: Sequence[Tensor], channels: Sequence[int], index: Te
 @torch.library.register_fake("bnn_ext::select_channels")
 def _(inputs: Sequence[Tensor], channels: Sequence[int], index: Tensor) -> Tensor:
     return inputs[0].new_empty((*inputs[0].shape[:-1], words(index.shape[0])))
-
-
-torch.library.impl("bnn_ext::select_channels", "CUDA", reference.select_channels)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bnn_ext import reference
 from bnn_ext.ops.calls import checked_by_kernel
 from bnn_ext.ops.checks import (
     Pair,
@@ -126,7 +125,7 @@ def max_pool2d_float(
     dilation: Pair = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """Max-pool of a real map, bit for bit that of torch in either of its memory formats.
+    """Max-pool of a real map, bit for bit that of torch on the CPU in either of its memory formats.
 
     As there NaN is greater than all numbers and the last of several remains, the first of equal
     zeros does, and the maximum of nothing is -infinity.
@@ -156,9 +155,6 @@ def _(
     return input.new_empty(_pool_shape(input, kernel_size, stride, padding, dilation, ceil_mode))
 
 
-torch.library.impl("bnn_ext::max_pool2d_float", "CUDA", reference.max_pool2d_float)
-
-
 @checked_by_kernel
 def avg_pool2d(
     input: Tensor,
@@ -169,7 +165,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """Average-pool of a real map, on the CPU bit for bit that of torch on torch.channels_last.
+    """Average-pool of a real map, bit for bit that of torch on the CPU in torch.channels_last.
 
     A float32 sum row after row, and one division. Of contiguous maps torch computes the same, but
     gives +0.0 for a quotient of -0.0. A window of padding alone gives 0.
@@ -203,6 +199,3 @@ def _(
     divisor_override: int | None = None,
 ) -> Tensor:
     return input.new_empty(_pool_shape(input, kernel_size, stride, padding, (1, 1), ceil_mode))
-
-
-torch.library.impl("bnn_ext::avg_pool2d", "CUDA", reference.avg_pool2d)

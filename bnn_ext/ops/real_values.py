@@ -13,7 +13,6 @@ from bnn_ext.ops.epilogue import (
     Step,
     check_fused,
     empty_results,
-    finish,
     floats_and_bits,
     numbered,
 )
@@ -73,19 +72,3 @@ def _(
     flip: Tensor | None,
 ) -> list[Tensor]:
     return empty_results(input, input.shape[:-1], input.shape[-1], dtype, threshold)
-
-
-def _on_cuda(
-    input: Tensor,
-    operations: Sequence[int],
-    operands: Sequence[Tensor],
-    dtype: torch.dtype | None,
-    threshold: Tensor | None,
-    flip: Tensor | None,
-) -> list[Tensor]:
-    # A copy, since without steps the result would be the input itself.
-    values = input.clone(memory_format=torch.contiguous_format)
-    return finish(values, operations, operands, dtype, threshold, flip)
-
-
-torch.library.impl("bnn_ext::elementwise", "CUDA", _on_cuda)

@@ -6,6 +6,7 @@
 // sums of +1 or -1. Any strides of the input will do, since its values are read one by one.
 #include <torch/csrc/stable/library.h>
 
+#include "common/permuted.h"
 #include "cpu/operators.h"
 #include "cpu/real.h"
 

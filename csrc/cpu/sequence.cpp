@@ -17,6 +17,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "common/permuted.h"
 #include "cpu/operators.h"
 
 namespace bnn_ext::cpu {

@@ -87,25 +87,6 @@ inline Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType dtype) {
   return Tensor(handle);
 }
 
-// The same memory with its dimensions in another order: torch's permute without the dispatcher.
-inline Tensor permuted(const Tensor& tensor, const std::vector<int64_t>& dims) {
-  std::vector<int64_t> sorted = dims;
-  std::sort(sorted.begin(), sorted.end());
-  bool each_once = static_cast<int64_t>(dims.size()) == tensor.dim();
-  for (size_t i = 0; i < sorted.size(); ++i) each_once &= sorted[i] == static_cast<int64_t>(i);
-  STD_TORCH_CHECK(each_once, "dims must name each dimension once");
-
-  std::vector<int64_t> shape, strides;
-  for (const int64_t dim : dims) {
-    shape.push_back(tensor.size(dim));
-    strides.push_back(tensor.stride(dim));
-  }
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      tensor.get(), dims.size(), shape.data(), strides.data(), /*storage_offset=*/0, &handle));
-  return Tensor(handle);
-}
-
 inline std::vector<int64_t> shape_of(const Tensor& tensor) {
   std::vector<int64_t> shape(tensor.dim());
   for (int64_t i = 0; i < tensor.dim(); ++i) shape[i] = tensor.size(i);

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/index.cuh"
+#include "cuda/stream.cuh"
 
 namespace bnn_ext::cuda {
 
@@ -82,6 +82,11 @@ const T* data(const std::optional<Tensor>& tensor) {
 template <typename T>
 T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Whether 16 bytes at a time can be accessed; so can what is not there.
+inline bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;
 }
 
 // All sizes but the last.

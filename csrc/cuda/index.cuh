@@ -70,27 +70,6 @@ struct Pack {
   }
 };
 
-struct Unpack {
-  const Word* packed;
-  int64_t channels;
-
-  BNN_HOST_DEVICE bool bit(int64_t element) const {
-    return get_bit(packed + element / channels * word_count(channels), element % channels);
-  }
-};
-
-// Joins `positions` packed rows into one: feature = position * channels + channel.
-struct Flatten {
-  const Word* packed;
-  int64_t positions;
-  int64_t channels;
-
-  BNN_HOST_DEVICE bool bit(int64_t row, int64_t feature) const {
-    const int64_t position = row * positions + feature / channels;
-    return get_bit(packed + position * word_count(channels), feature % channels);
-  }
-};
-
 // tiles[block][k][lane] = weight[channel of that lane][k]; each group begins a new block.
 struct TileWeight {
   static constexpr int64_t kLanes = 16;
@@ -219,30 +198,5 @@ BNN_HOST_DEVICE inline int64_t pool_count(int64_t size, int64_t kernel, int64_t 
   const int64_t count = window_count(size + room, kernel, stride, padding, dilation);
   return ceil_mode && (count - 1) * stride >= size + padding ? count - 1 : count;
 }
-
-struct MaxPool2d {
-  const Word* input;    // [n][y][x][words]
-  const Word* minimum;  // [words], or null
-  Window window;
-  int64_t words;
-
-  // One packed word of the result: the or of its window, the and where the minimum bit is set.
-  BNN_HOST_DEVICE Word word(int64_t element) const {
-    const int64_t index = element % words;
-    const Pixel at = window.output_pixel(element / words);
-    Word any = 0, all = ~Word{0};
-    for (int64_t tap_y = 0; tap_y < window.kernel.y; ++tap_y) {
-      for (int64_t tap_x = 0; tap_x < window.kernel.x; ++tap_x) {
-        const int64_t source = window.source(at, tap_y, tap_x);
-        if (source < 0) continue;
-        const Word x = input[source * words + index];
-        any |= x;
-        all &= x;
-      }
-    }
-    const Word lowest = minimum != nullptr ? minimum[index] : 0;
-    return (any & ~lowest) | (all & lowest);
-  }
-};
 
 }  // namespace bnn_ext::cuda

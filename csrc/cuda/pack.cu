@@ -1,16 +1,12 @@
 // pack, unpack, flatten and tile_weight: between values and packed words.
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include "cuda/arguments.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/pack.cuh"
 
 namespace bnn_ext::cuda {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 
 // One thread per bit, one warp per word.
 template <typename Operation>
@@ -19,12 +15,6 @@ __global__ void bits_kernel(Operation operation, Word* output, int64_t channels,
     const Place at = place(i, channels);
     store_bits(output, at, channels, at.channel < channels && operation.bit(at.row, at.channel));
   }
-}
-
-template <typename T>
-__global__ void unpack_kernel(Unpack operation, T* output, int64_t count) {
-  for (int64_t i = first_index(); i < count; i += index_stride())
-    output[i] = static_cast<T>(operation.bit(i) ? 1.0f : -1.0f);
 }
 
 // Inputs of up to four dimensions are read where they are, for example an NCHW map seen as NHWC.
@@ -38,15 +28,25 @@ Layout layout(const Tensor& input) {
   return layout;
 }
 
-template <typename T, typename Threshold>
+template <typename T>
 void launch_pack(const Tensor& input, const std::optional<Tensor>& threshold,
                  const std::optional<Tensor>& flip, int64_t rows, const Tensor& output) {
-  const int64_t channels = input.size(input.dim() - 1);
-  const int64_t count = place_count(rows, channels);
-  const Pack<T, Threshold> operation = {data<T>(input), layout(input), data<Threshold>(threshold),
-                                        data<Word>(flip)};
-  launch(bits_kernel<Pack<T, Threshold>>, count, output, operation, mutable_data<Word>(output),
-         channels);
+  const int64_t channels = input.size(input.dim() - 1), words = word_count(channels);
+  const T* const values = data<T>(input);
+  const auto* const thresholds = data<Compared<T>>(threshold);
+  Word* const to = mutable_data<Word>(output);
+  const Layout strided = layout(input);
+  const Pack<T, Compared<T>> pack = {values, strided, thresholds, data<Word>(flip)};
+  if (input.is_contiguous() && channels % kPackValues<T> == 0 && is_aligned(values) &&
+      is_aligned(thresholds)) {
+    const PackRows<T> whole = {values, thresholds, data<Word>(flip), rows, channels, to};
+    launch_stream(pack_rows_kernel<T>, rows * lane_count<kPackValues<T>>(channels), output, whole);
+  } else if (words == 1 || (strided.sizes[2] > 1 && strided.strides[2] < strided.strides[3])) {
+    launch_stream(pack_columns_kernel<T>, rows * words, output, pack, channels, to);
+  } else {
+    launch(bits_kernel<Pack<T, Compared<T>>>, place_count(rows, channels), output, pack, to,
+           channels);
+  }
 }
 
 Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
@@ -66,16 +66,16 @@ Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
   const Tensor output = new_output(input, sizes, word_count(channels), ScalarType::Int);
   switch (dtype) {
     case ScalarType::Float:
-      launch_pack<float, float>(x, t, f, rows, output);
+      launch_pack<float>(x, t, f, rows, output);
       break;
     case ScalarType::Half:
-      launch_pack<Half, float>(x, t, f, rows, output);
+      launch_pack<Half>(x, t, f, rows, output);
       break;
     case ScalarType::BFloat16:
-      launch_pack<BFloat16, float>(x, t, f, rows, output);
+      launch_pack<BFloat16>(x, t, f, rows, output);
       break;
     case ScalarType::Int:
-      launch_pack<int32_t, int32_t>(x, t, f, rows, output);
+      launch_pack<int32_t>(x, t, f, rows, output);
       break;
     default:
       STD_TORCH_CHECK(false, "input must be Float, Half, BFloat16 or Int, found ", dtype);
@@ -84,29 +84,33 @@ Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
 }
 
 template <typename T>
-void launch_unpack(const Unpack& operation, const Tensor& output) {
-  launch(unpack_kernel<T>, output.numel(), output, operation, mutable_data<T>(output));
+void launch_unpack(const Tensor& words, int64_t channels, const Tensor& output) {
+  constexpr int kValues = kVectorBytes / sizeof(T);
+  const int64_t rows = product(leading_sizes(words));
+  const bool vectors = channels % kValues == 0;
+  launch_stream(vectors ? unpack_kernel<T, kValues> : unpack_kernel<T, 1>,
+                output.numel() / (vectors ? kValues : 1), output, data<Word>(words), rows, channels,
+                mutable_data<T>(output));
 }
 
 Tensor unpack(const Tensor& packed, int64_t channels, ScalarType dtype) {
   const Tensor words = packed_operand("packed", packed, channels, packed);
   const Tensor output = new_output(words, leading_sizes(words), channels, dtype);
-  const Unpack operation = {data<Word>(words), channels};
   switch (dtype) {
     case ScalarType::Float:
-      launch_unpack<float>(operation, output);
+      launch_unpack<float>(words, channels, output);
       break;
     case ScalarType::Half:
-      launch_unpack<Half>(operation, output);
+      launch_unpack<Half>(words, channels, output);
       break;
     case ScalarType::BFloat16:
-      launch_unpack<BFloat16>(operation, output);
+      launch_unpack<BFloat16>(words, channels, output);
       break;
     case ScalarType::Int:
-      launch_unpack<int32_t>(operation, output);
+      launch_unpack<int32_t>(words, channels, output);
       break;
     case ScalarType::Char:
-      launch_unpack<int8_t>(operation, output);
+      launch_unpack<int8_t>(words, channels, output);
       break;
     default:
       STD_TORCH_CHECK(false, "dtype must be Float, Half, BFloat16, Int or Char, found ", dtype);
@@ -121,10 +125,9 @@ Tensor flatten(const Tensor& packed, int64_t channels) {
   int64_t positions = 1;
   for (int64_t i = 1; i < words.dim() - 1; ++i) positions *= words.size(i);
   const int64_t features = positions * channels;
-  const int64_t count = place_count(rows, features);
   const Tensor output = new_output(words, {rows}, word_count(features), ScalarType::Int);
-  launch(bits_kernel<Flatten>, count, output, Flatten{data<Word>(words), positions, channels},
-         mutable_data<Word>(output), features);
+  launch_stream(flatten_kernel, output.numel(), output, data<Word>(words), rows, positions,
+                channels, mutable_data<Word>(output));
   return output;
 }
 
