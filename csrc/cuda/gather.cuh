@@ -20,7 +20,7 @@ struct alignas(16) WindowStart {
 };
 
 // A place in a row, by the tap's offset in the map and the bytes from the window's start.
-struct Cursor {
+struct TapCursor {
   int64_t offset;
   int32_t y;
   int32_t x;
@@ -37,7 +37,7 @@ struct Gather {
   int32_t tap_bytes;    // of a group's channels of an input pixel
 
   // What a cursor gains by a whole slab, and by each carry on the way.
-  Cursor slab;
+  TapCursor slab;
   int64_t tap_carry;   // offset: to the first word of the next tap
   int64_t line_carry;  // offset: to the first tap of the next line
   int32_t line_span;   // x of the first tap past a line
@@ -54,10 +54,10 @@ struct Gather {
   }
 
   // The place that is `bytes` after the beginning of a row.
-  BNN_HOST_DEVICE Cursor at(int64_t bytes) const {
+  BNN_HOST_DEVICE TapCursor at(int64_t bytes) const {
     const int64_t tap = bytes / tap_bytes;
     const int64_t tap_y = tap / window.kernel.x, tap_x = tap % window.kernel.x;
-    Cursor cursor;
+    TapCursor cursor;
     cursor.byte = static_cast<int32_t>(bytes % tap_bytes);
     cursor.y = static_cast<int32_t>(tap_y * window.dilation.y);
     cursor.x = static_cast<int32_t>(tap_x * window.dilation.x);
@@ -66,7 +66,7 @@ struct Gather {
   }
 
   // One slab on: an addition with at most one carry from bytes to taps and from taps to lines.
-  BNN_HOST_DEVICE void advance(Cursor& cursor) const {
+  BNN_HOST_DEVICE void advance(TapCursor& cursor) const {
     cursor.offset += slab.offset;
     cursor.y += slab.y;
     cursor.x += slab.x;
@@ -85,7 +85,7 @@ struct Gather {
 
   // Whether the chunk at the cursor of the row of this window is there; else it is zeros. One
   // comparison covers both ends of an axis. No short circuit: branches would cost more.
-  BNN_HOST_DEVICE bool valid(const WindowStart& start, const Cursor& cursor) const {
+  BNN_HOST_DEVICE bool valid(const WindowStart& start, const TapCursor& cursor) const {
     const auto below = [](int32_t value, int64_t size) {
       return static_cast<uint32_t>(value) < static_cast<uint32_t>(size);
     };

@@ -136,7 +136,7 @@ class Loader {
   int byte_;
   int offset_;
   ptx::SharedAddress start_;
-  Cursor cursor_;
+  TapCursor cursor_;
   int columns_left_;
   const char* column_;
   int64_t column_step_;

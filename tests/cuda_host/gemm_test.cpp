@@ -362,14 +362,14 @@ void test_cursor() {
     Conv2d conv = random_convolution();
     const int slab = static_cast<int>(pick({64, 128}));
     const Gather gather = make_gather(conv, 1, slab);
-    Cursor cursor = gather.at(4 * pick(0, slab / 4 - 1));
+    TapCursor cursor = gather.at(4 * pick(0, slab / 4 - 1));
     const int64_t first = cursor.byte + (cursor.x / conv.window.dilation.x +
                                          cursor.y / conv.window.dilation.y * conv.window.kernel.x) *
                                             gather.tap_bytes;
     for (int64_t bytes = first;
          bytes < conv.window.kernel.y * conv.window.kernel.x * gather.tap_bytes + slab;
          bytes += slab, gather.advance(cursor)) {
-      const Cursor expected = gather.at(bytes);
+      const TapCursor expected = gather.at(bytes);
       check_equal("offset of a cursor", cursor.offset, expected.offset);
       check_equal("y of a cursor", cursor.y, expected.y);
       check_equal("x of a cursor", cursor.x, expected.x);
