@@ -18,27 +18,30 @@ constexpr int kGemvSharedBytes = kGemvRows * kWordBits * sizeof(int32_t);
 static_assert(kGemvThreads / 32 * kGemvChannels == kWordBits, "a block makes one word of bits");
 static_assert(kGemvThreads / 32 >= kGemvRows, "a warp finishes a row");
 
-// Adds each value over all lanes of a warp; lane l returns the total of values[l % count].
-template <int count>
-__device__ __forceinline__ int32_t add_lanes(int32_t (&values)[count]) {
-  static_assert(count <= 32 && (count & (count - 1)) == 0);
-  const int lane = ptx::thread_index() % 32;
-  // Half of the values go to the other lane for half of its own, until one is left.
+// Adds each of `total` values over the lanes of a warp; lane l returns the sum of values[l %
+// total].
+template <int total, int count>
+__device__ __forceinline__ int32_t add_lanes(const int32_t (&values)[count]) {
+  static_assert(total <= 32 && (total & (total - 1)) == 0);
+  if constexpr (count == 1) {
+    int32_t sum = values[0];
 #pragma unroll
-  for (int half = count / 2; half > 0; half /= 2) {
-    const bool upper = (lane & half) != 0;
+    for (int distance = total; distance < 32; distance *= 2)
+      sum += static_cast<int32_t>(ptx::shuffle_xor(sum, distance));
+    return sum;
+  } else {
+    // Half of the values go to the other lane, in exchange for the other half of its own.
+    constexpr int kHalf = count / 2;
+    const bool upper = (ptx::thread_index() & kHalf) != 0;
+    int32_t sums[kHalf];
 #pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const int32_t kept = upper ? values[i + half] : values[i];
-      const int32_t given = upper ? values[i] : values[i + half];
-      values[i] = kept + static_cast<int32_t>(ptx::shuffle_xor(given, half));
+    for (int i = 0; i < kHalf; ++i) {
+      const int32_t kept = upper ? values[i + kHalf] : values[i];
+      const int32_t given = upper ? values[i] : values[i + kHalf];
+      sums[i] = kept + static_cast<int32_t>(ptx::shuffle_xor(given, kHalf));
     }
+    return add_lanes<total>(sums);
   }
-  int32_t total = values[0];
-#pragma unroll
-  for (int distance = count; distance < 32; distance *= 2)
-    total += static_cast<int32_t>(ptx::shuffle_xor(total, distance));
-  return total;
 }
 
 // kRows >= rows. kWords of an access are 4 where rows begin at multiples of 16 bytes, else 1.
@@ -64,7 +67,7 @@ __global__ void __launch_bounds__(kGemvThreads)
     for (int c = 0; c < kGemvChannels; ++c) load_values(weight[c] + word, w[c]);
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      if (row >= rows) break;
+      if (row >= rows) continue;
       Word x[kWords];
       load_values(linear.input + row * words + word, x);
 #pragma unroll
@@ -75,7 +78,7 @@ __global__ void __launch_bounds__(kGemvThreads)
     }
   }
 
-  const int32_t total = add_lanes(differences);
+  const int32_t total = add_lanes<kRows * kGemvChannels>(differences);
   const ptx::SharedAddress totals = ptx::shared_memory();  // [kRows][32]
   if (lane < kRows * kGemvChannels) {
     const int row = lane / kGemvChannels, channel = warp * kGemvChannels + lane % kGemvChannels;

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cuda/elementwise.cuh"
+#include "cuda/gemv.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/pool.cuh"
 #include "cuda/select_channels.cuh"
@@ -413,6 +414,40 @@ void test_float_pools() {
   }
 }
 
+// --- few rows -----------------------------------------------------------------------------------
+
+struct StoreSums {
+  int32_t* output;
+
+  void operator()(Place at, int64_t channels, int32_t sum) const {
+    if (at.channel < channels) output[at.row * channels + at.channel] = sum;
+  }
+};
+
+template <int kRows, int kWords>
+void test_gemv() {
+  for (const int64_t features : {1, 33, 100, 128, 256, 1000, 4096, 4200, 9000}) {
+    if (word_count(features) % kWords != 0) continue;
+    const int64_t outputs = pick({1, 5, 31, 32, 33, 70});
+    const int rows = static_cast<int>(pick(1, kRows));
+    const std::vector<int> x = random_signs(rows * features), w = random_signs(outputs * features);
+    std::vector<int32_t> expected;
+    for (int64_t i = 0; i < rows * outputs; ++i) {
+      int32_t sum = 0;
+      for (int64_t k = 0; k < features; ++k)
+        sum += x[i / outputs * features + k] * w[i % outputs * features + k];
+      expected.push_back(sum);
+    }
+    const Buffer<Word> input(packed(x, features)), weight(packed(w, features));
+    Buffer<int32_t> output(rows * outputs, 7);
+    const Linear linear = {input.data(), weight.data(), features, outputs};
+    emulator::launch({static_cast<unsigned>(word_count(outputs)), kGemvThreads, kGemvSharedBytes},
+                     features,
+                     [&] { gemv_kernel<kRows, kWords>(linear, rows, StoreSums{output.data()}); });
+    check_equal("gemv", output.values(), expected);
+  }
+}
+
 // --- sums of real inputs ------------------------------------------------------------------------
 
 // Convolutions of whole numbers, of which all sums are exact; of any strides if not kVector.
@@ -542,6 +577,9 @@ int main() {
   test_max_pool2d<4>();
   test_float_pools<1>();
   test_float_pools<4>();
+  test_gemv<1, 4>();
+  test_gemv<8, 4>();
+  test_gemv<8, 1>();
   test_signed_sums<float, 8, true>();
   test_signed_sums<float, 1, false>();
   test_signed_sums<Half, 8, false>();
