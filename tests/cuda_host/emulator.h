@@ -34,6 +34,7 @@
 #endif
 #endif
 #ifdef EMULATOR_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -147,6 +148,11 @@ class Block {
     turn_chance_ = chances[random_() % 4];
     yield_chance_ = chances[1 + random_() % 4];
     completion_chance_ = chances[random_() % 5];
+  }
+
+  ~Block() {
+    for (Thread& thread : threads_)
+      if (thread.stack) spare_stacks().push_back(std::move(thread.stack));
   }
 
   void run() {
@@ -325,10 +331,21 @@ class Block {
 
   // --- fibers
 
+  // Of blocks that have ended: new ones take long under AddressSanitizer.
+  static std::vector<std::unique_ptr<char[]>>& spare_stacks() {
+    static std::vector<std::unique_ptr<char[]>> stacks;
+    return stacks;
+  }
+
   void start(Thread& thread, int index) {
     thread.index = index;
     thread.ready = [] { return true; };
-    thread.stack.reset(new char[kStackBytes]);
+    if (spare_stacks().empty()) spare_stacks().emplace_back(new char[kStackBytes]);
+    thread.stack = std::move(spare_stacks().back());
+    spare_stacks().pop_back();
+#ifdef EMULATOR_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(thread.stack.get(), kStackBytes);  // of functions that never ended
+#endif
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.get();
     thread.context.uc_stack.ss_size = kStackBytes;
