@@ -111,27 +111,6 @@ void test_pack(const std::vector<T>& values) {
   }
 }
 
-void test_tile_weight() {
-  for (const int64_t group_outputs : kSizes) {
-    const int64_t groups = pick(1, 3), depth = pick(1, 20);
-    const int64_t blocks = (group_outputs + 15) / 16;
-    std::vector<Word> weight(groups * group_outputs * depth);
-    for (Word& word : weight) word = static_cast<Word>(generator()) | 1;
-    std::vector<Word> expected(groups * blocks * depth * 16, 0);
-    for (int64_t group = 0; group < groups; ++group)
-      for (int64_t output = 0; output < group_outputs; ++output)
-        for (int64_t k = 0; k < depth; ++k)
-          expected[((group * blocks + output / 16) * depth + k) * 16 + output % 16] =
-              weight[(group * group_outputs + output) * depth + k];
-
-    const TileWeight tile = {weight.data(), group_outputs, depth};
-    check_equal("blocks of a group", tile.group_blocks(), blocks);
-    std::vector<Word> found;
-    for (size_t i = 0; i < expected.size(); ++i) found.push_back(tile.word(i));
-    check_equal("tile_weight", found, expected);
-  }
-}
-
 // The sums of an operation, thread by thread, and the bits that a threshold makes of them.
 template <typename Operation>
 void check_sums(const std::string& name, const Operation& operation, int64_t rows,
@@ -265,7 +244,6 @@ int main() {
   test_large_indices();
   test_pack<float>({-2.0f, -1e-45f, -0.0f, 0.0f, 1e-45f, 0.5f, 0.5f, 3.0f, NAN});
   test_pack<int32_t>({std::numeric_limits<int32_t>::min(), -1, 0, 1, 16777216, 16777217});
-  test_tile_weight();
   test_linear();
   test_conv2d();
   test_pool_count();

@@ -276,19 +276,6 @@ def test_wrong_arguments_of_the_operator_itself():
             call(input, weight, 70, operations, operands, dtype, threshold, None)
 
 
-def test_other_devices_finish_with_the_same_formula():
-    """What runs where there is no kernel for epilogues, called on the CPU."""
-    input, weight = random_conv(40)
-    sums = ops.conv2d(input, weight, *GEOMETRY)
-    steps = steps_for(tuple(sums.shape), torch.bfloat16)
-    operations, operands = epilogue.numbered(steps)
-    threshold, flip = torch.randn(40), random_packed(40)
-    for dtype in (torch.float16, None):
-        results = epilogue.finish(sums, operations, operands, dtype, threshold, flip)
-        expected = ops.conv2d_fused(input, weight, *GEOMETRY, steps, dtype, threshold, flip)
-        assert_same(epilogue.floats_and_bits(results, dtype, threshold), expected, 40)
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

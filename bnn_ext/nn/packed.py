@@ -58,7 +58,7 @@ class PackedLayer(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.attributes().items())
 
     def _derive(self) -> None:
-        """Makes the buffers that follow from others, after construction and after loading."""
+        """Makes the buffers that follow from others, after construction, loading and moving."""
 
     def _check(
         self,
@@ -91,8 +91,14 @@ class PackedLayer(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
+        before = self._device_types()
         super()._apply(move, recurse)
+        if self._device_types() != before:  # each has a layout of its own for derived buffers
+            self._derive()
         return self
+
+    def _device_types(self) -> set[str]:
+        return {buffer.device.type for buffer in self.buffers()}
 
 
 class OperatorLayer(PackedLayer):

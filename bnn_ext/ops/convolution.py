@@ -22,7 +22,7 @@ from bnn_ext.ops.checks import (
     check_vector,
     pair,
 )
-from bnn_ext.ops.epilogue import Step, check_fused, empty_results, finish, floats_and_bits, numbered
+from bnn_ext.ops.epilogue import Step, check_fused, empty_results, floats_and_bits, numbered
 from bnn_ext.ops.packing import check_tiles
 from bnn_ext.reference import words
 
@@ -398,26 +398,3 @@ def _(
 ) -> list[Tensor]:
     shape = conv2d_shape(input.shape[0], input.shape[1:3], weight, stride, padding, dilation)
     return empty_results(input, shape, weight.shape[0], dtype, threshold)
-
-
-@torch.library.impl("bnn_ext::conv2d_fused", "CUDA")
-def _(
-    input: Tensor,
-    weight: Tensor,
-    in_channels: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    pad_value: int,
-    operations: Sequence[int],
-    operands: Sequence[Tensor],
-    dtype: torch.dtype | None,
-    threshold: Tensor | None,
-    flip: Tensor | None,
-    tiles: Tensor | None = None,
-) -> list[Tensor]:
-    sums = torch.ops.bnn_ext.conv2d(
-        input, weight, in_channels, stride, padding, dilation, groups, pad_value
-    )
-    return finish(sums, operations, operands, dtype, threshold, flip)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bnn_ext import reference
 from bnn_ext.ops.checks import (
     FLOATS,
     check_device,
@@ -114,21 +113,4 @@ def empty_results(
         results.append(input.new_empty((*shape, channels), dtype=dtype))
     if threshold is not None:
         results.append(input.new_empty((*shape, words(channels)), dtype=torch.int32))
-    return results
-
-
-def finish(
-    sums: Tensor,
-    operations: Sequence[int],
-    operands: Sequence[Tensor],
-    dtype: torch.dtype | None,
-    threshold: Tensor | None,
-    flip: Tensor | None,
-) -> list[Tensor]:
-    """The epilogue in torch's own operators, for devices without a kernel for it."""
-    y, _ = reference.finish(sums, named(operations, operands), dtype or torch.float32, None, None)
-    assert y is not None
-    results = [] if dtype is None else [y]
-    if threshold is not None:
-        results.append(torch.ops.bnn_ext.pack(y, threshold, flip))
     return results

@@ -20,7 +20,7 @@ from bnn_ext.ops.checks import (
     check_tensor,
     check_vector,
 )
-from bnn_ext.ops.epilogue import Step, check_fused, empty_results, finish, floats_and_bits, numbered
+from bnn_ext.ops.epilogue import Step, check_fused, empty_results, floats_and_bits, numbered
 from bnn_ext.ops.packing import check_tiles
 from bnn_ext.reference import words
 
@@ -214,19 +214,3 @@ def _(
 ) -> list[Tensor]:
     shape = input.shape[:-1]
     return empty_results(input, shape, weight.shape[0], dtype, threshold)
-
-
-@torch.library.impl("bnn_ext::linear_fused", "CUDA")
-def _(
-    input: Tensor,
-    weight: Tensor,
-    in_features: int,
-    operations: Sequence[int],
-    operands: Sequence[Tensor],
-    dtype: torch.dtype | None,
-    threshold: Tensor | None,
-    flip: Tensor | None,
-    tiles: Tensor | None = None,
-) -> list[Tensor]:
-    sums = torch.ops.bnn_ext.linear(input, weight, in_features)
-    return finish(sums, operations, operands, dtype, threshold, flip)

@@ -112,17 +112,20 @@ def _(packed: Tensor, channels: int) -> Tensor:
 
 
 def tile_weight(weight: Tensor, groups: int = 1) -> Tensor:
-    """Rearranges packed weights: 16 output channels side by side, as the CPU kernels read them.
+    """What the kernels of the weight's device want to know of packed weights beforehand.
 
-    Derived data: computed once after loading, never saved. Without it the CPU kernels make it on
-    every call; CUDA kernels ignore it.
+    Derived data: computed once after loading or moving, never saved. Without it kernels that need
+    it make it on every call.
 
     Args:
         weight: packed `[out, words]` or `[out, kh, kw, words]`.
         groups: the convolution's groups; `out` must be divisible by it.
 
     Returns:
-        int32 `[groups * ceil(out / groups / 16), kh * kw * words, 16]`, missing channels 0.
+        on the CPU the weights with 16 output channels side by side, int32
+        `[groups * ceil(out / groups / 16), kh * kw * words, 16]`, missing channels 0. On CUDA
+        popcounts, int32 `[kh, kw, out]`: element `[y, x, n]` is that of weight `n` over the taps
+        `[: y + 1, : x + 1]`; `kh = kw = 1` for weights of `linear`.
     """
     check_tensor("weight", weight, (torch.int32,))
     if weight.dim() not in (2, 4):
@@ -138,11 +141,14 @@ def tile_weight(weight: Tensor, groups: int = 1) -> Tensor:
 
 @torch.library.register_fake("bnn_ext::tile_weight")
 def _(weight: Tensor, groups: int = 1) -> Tensor:
-    return weight.new_empty(tiles_shape(weight, groups))
+    return weight.new_empty(tiles_shape(weight, groups, weight.device.type))
 
 
-def tiles_shape(weight: Tensor, groups: int) -> tuple[int, int, int]:
-    """The shape of `tile_weight(weight, groups)`."""
+def tiles_shape(weight: Tensor, groups: int, device_type: str) -> tuple[int, ...]:
+    """The shape of `tile_weight(weight, groups)` on devices of that type."""
+    if device_type == "cuda":
+        kernel = tuple(weight.shape[1:3]) if weight.dim() == 4 else (1, 1)
+        return *kernel, weight.shape[0]
     blocks = groups * (-(-(weight.shape[0] // groups) // TILE_CHANNELS))
     taps_and_words = 1
     for size in weight.shape[1:]:
@@ -155,10 +161,12 @@ def check_tiles(tiles: Tensor | None, weight: Tensor, groups: int) -> None:
     if tiles is None:
         return
     check_tensor("tiles", tiles, (torch.int32,), rank=3)
-    expected = tiles_shape(weight, groups)
-    if tuple(tiles.shape) != expected:
+    # Meta tensors may stand for those of any device.
+    types = ("cpu", "cuda") if weight.device.type == "meta" else (weight.device.type,)
+    shapes = [tiles_shape(weight, groups, device_type) for device_type in types]
+    if tuple(tiles.shape) not in shapes:
         raise ValueError(
-            f"tiles must be tile_weight(weight, groups) with shape {expected}, "
+            f"tiles must be tile_weight(weight, groups) with shape {shapes[0]}, "
             f"found {tuple(tiles.shape)}"
         )
     check_device("tiles", tiles, weight.device)

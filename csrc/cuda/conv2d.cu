@@ -1,5 +1,4 @@
-// conv2d, conv2d_float and conv2d_bits: convolutions of packed NHWC maps. CUDA reads the weight
-// itself; `tiles` is for the CPU.
+// conv2d, conv2d_float, conv2d_bits and conv2d_fused: convolutions of packed NHWC maps.
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/outputs.cuh"
@@ -9,9 +8,9 @@ namespace {
 
 using Integers = std::vector<int64_t>;
 
-Call<Conv2d> call(const Tensor& input, const Tensor& weight, int64_t in_channels,
-                  const Integers& stride, const Integers& padding, const Integers& dilation,
-                  int64_t groups, int64_t pad_value) {
+Product checked(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                const Integers& stride, const Integers& padding, const Integers& dilation,
+                int64_t groups, int64_t pad_value, const std::optional<Tensor>& tiles) {
   check_rank("input", input, 4);
   check_rank("weight", weight, 4);
   STD_TORCH_CHECK(groups >= 1 && in_channels % groups == 0 && weight.size(0) % groups == 0,
@@ -33,32 +32,49 @@ Call<Conv2d> call(const Tensor& input, const Tensor& weight, int64_t in_channels
                                 window.dilation.y),
                    window_count(window.input.x, window.kernel.x, window.stride.x, window.padding.x,
                                 window.dilation.x)};
-  const Conv2d operation = {data<Word>(x), data<Word>(w), window,   in_channels,
-                            w.size(0),     groups,        pad_value};
-  return {operation, x, w, {x.size(0), window.output.y, window.output.x}};
+  const Conv2d conv = {data<Word>(x), data<Word>(w), window,   in_channels,
+                       w.size(0),     groups,        pad_value};
+  const std::vector<int64_t> sizes = {x.size(0), window.output.y, window.output.x};
+  return {conv, product(sizes), sizes, x, w, tiles_operand(tiles, w, input)};
 }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels,
               const Integers& stride, const Integers& padding, const Integers& dilation,
-              int64_t groups, int64_t pad_value, const std::optional<Tensor>& /*tiles*/) {
-  return sums(call(input, weight, in_channels, stride, padding, dilation, groups, pad_value));
+              int64_t groups, int64_t pad_value, const std::optional<Tensor>& tiles) {
+  return sums(
+      checked(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles));
 }
 
 Tensor conv2d_float(const Tensor& input, const Tensor& weight, int64_t in_channels,
                     const Integers& stride, const Integers& padding, const Integers& dilation,
                     int64_t groups, int64_t pad_value, const std::optional<Tensor>& scale,
                     const std::optional<Tensor>& bias, ScalarType dtype,
-                    const std::optional<Tensor>& /*tiles*/) {
-  return floats(call(input, weight, in_channels, stride, padding, dilation, groups, pad_value),
-                scale, bias, dtype);
+                    const std::optional<Tensor>& tiles) {
+  return floats(
+      checked(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles),
+      scale, bias, dtype);
 }
 
 Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channels,
                    const Integers& stride, const Integers& padding, const Integers& dilation,
                    int64_t groups, int64_t pad_value, const Tensor& threshold,
-                   const std::optional<Tensor>& flip, const std::optional<Tensor>& /*tiles*/) {
-  return bits(call(input, weight, in_channels, stride, padding, dilation, groups, pad_value),
-              threshold, flip);
+                   const std::optional<Tensor>& flip, const std::optional<Tensor>& tiles) {
+  return bits(
+      checked(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles),
+      threshold, flip);
+}
+
+std::vector<Tensor> conv2d_fused(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                                 const Integers& stride, const Integers& padding,
+                                 const Integers& dilation, int64_t groups, int64_t pad_value,
+                                 const Integers& operations, const std::vector<Tensor>& operands,
+                                 const std::optional<ScalarType>& dtype,
+                                 const std::optional<Tensor>& threshold,
+                                 const std::optional<Tensor>& flip,
+                                 const std::optional<Tensor>& tiles) {
+  return fused(
+      checked(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles),
+      operations, operands, dtype, threshold, flip);
 }
 
 }  // namespace
@@ -67,6 +83,7 @@ STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_float", TORCH_BOX(&conv2d_float));
   m.impl("conv2d_bits", TORCH_BOX(&conv2d_bits));
+  m.impl("conv2d_fused", TORCH_BOX(&conv2d_fused));
 }
 
 }  // namespace bnn_ext::cuda

@@ -15,6 +15,7 @@
 
 #include "cuda/index.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/steps.cuh"
 
 namespace bnn_ext::cuda {
 
@@ -208,31 +209,6 @@ struct StoreBits {
   }
 };
 
-enum class FloatType { kFloat, kHalf, kBFloat16 };
-
-// The numbers are those of bnn_ext/ops/epilogue.py.
-enum class Operation : int64_t {
-  kMultiply = 0,     // y * operand
-  kAdd = 1,          // y + operand
-  kPrelu = 2,        // y > 0 ? y : y * operand
-  kMaximum = 3,      // y < operand ? operand : y, so that NaN stays
-  kMinimum = 4,      // y > operand ? operand : y
-  kMultiplyAdd = 5,  // y * operand + addend, rounded once
-  kDivide = 6,       // y / operand
-};
-constexpr int64_t kOperations = 7;
-
-// The operand is one value per channel or, where `map` is not null, one per result.
-struct Step {
-  Operation operation;
-  const float* channels;
-  const float* addend;  // of kMultiplyAdd, which has no map: one per channel
-  const void* map;
-  FloatType map_type;
-};
-
-constexpr int kMaxSteps = 8;
-
 // Steps in float, each rounded once; values rounded to `type`; bits of these.
 struct StoreFused {
   Step steps[kMaxSteps];
@@ -296,29 +272,7 @@ struct StoreFused {
     else
       load_map<torch::headeronly::BFloat16>(step.map, cells, x);
     if (step.operation == Operation::kMultiplyAdd) load_channels(step.addend, cells, addend);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) y[i] = result(step.operation, y[i], x[i], addend[i]);
-  }
-
-  __device__ __forceinline__ static float result(Operation operation, float y, float x,
-                                                 float addend) {
-    switch (operation) {
-      case Operation::kMultiply:
-        return ptx::multiply(y, x);
-      case Operation::kAdd:
-        return ptx::add(y, x);
-      case Operation::kPrelu:
-        return y > 0 ? y : ptx::multiply(y, x);
-      case Operation::kMaximum:
-        return y < x ? x : y;
-      case Operation::kMinimum:
-        return y > x ? x : y;
-      case Operation::kMultiplyAdd:
-        return ptx::multiply_add(y, x, addend);
-      case Operation::kDivide:
-        return ptx::divide(y, x);
-    }
-    return y;
+    apply_operation(step.operation, x, addend, y);
   }
 };
 

@@ -61,6 +61,17 @@ inline Gemm make_gemm(const Conv2d& conv, int64_t rows, const int32_t* popcounts
           (group_outputs + tile_columns - 1) / tile_columns};
 }
 
+// About how long a product takes by tiles of this size, in units of one sum's products: a block
+// multiplies its rows with its columns, and each of them costs as much to load as 32 products.
+inline double tile_time(int64_t rows, int64_t columns, int64_t groups, int64_t tile_rows,
+                        int64_t tile_columns, int64_t processors) {
+  const int64_t tiles =
+      (rows + tile_rows - 1) / tile_rows * ((columns + tile_columns - 1) / tile_columns) * groups;
+  const int64_t turns = (tiles + processors - 1) / processors;
+  return static_cast<double>(turns) *
+         static_cast<double>(tile_rows * tile_columns + 32 * (tile_rows + tile_columns));
+}
+
 struct TileIndex {
   int64_t group;
   int64_t row;

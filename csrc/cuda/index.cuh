@@ -70,26 +70,6 @@ struct Pack {
   }
 };
 
-// tiles[block][k][lane] = weight[channel of that lane][k]; each group begins a new block.
-struct TileWeight {
-  static constexpr int64_t kLanes = 16;
-
-  const Word* weight;     // [groups * group_outputs][depth]
-  int64_t group_outputs;  // output channels in a group
-  int64_t depth;          // words of one output channel
-
-  BNN_HOST_DEVICE int64_t group_blocks() const { return (group_outputs + kLanes - 1) / kLanes; }
-
-  BNN_HOST_DEVICE Word word(int64_t element) const {
-    const int64_t lane = element % kLanes;
-    const int64_t k = element / kLanes % depth;
-    const int64_t block = element / kLanes / depth;
-    const int64_t group = block / group_blocks();
-    const int64_t channel = block % group_blocks() * kLanes + lane;
-    return channel < group_outputs ? weight[(group * group_outputs + channel) * depth + k] : 0;
-  }
-};
-
 // --- sums ---------------------------------------------------------------------------------------
 
 struct Linear {

@@ -29,12 +29,6 @@ __device__ inline void store_bits(Word* output, Place at, int64_t channels, bool
   if (at.channel % kWordBits == 0) output[word_index(at, channels)] = word;
 }
 
-// One thread per packed word.
-template <typename Operation>
-__global__ void words_kernel(Operation operation, Word* output, int64_t count) {
-  for (int64_t i = first_index(); i < count; i += index_stride()) output[i] = operation.word(i);
-}
-
 // Runs kernel(arguments...) on the current stream of the device of `output`; no blocks is no
 // launch.
 template <typename... Parameters, typename... Arguments>
@@ -46,6 +40,9 @@ void launch_blocks(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  if (shared_bytes > 48 * 1024)  // what a kernel may have without asking
+    STD_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes,
            static_cast<cudaStream_t>(stream)>>>(arguments...);
   STD_CUDA_KERNEL_LAUNCH_CHECK();

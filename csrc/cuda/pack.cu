@@ -1,4 +1,4 @@
-// pack, unpack, flatten and tile_weight: between values and packed words.
+// pack, unpack and flatten: between values and packed words.
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/arguments.cuh"
@@ -131,28 +131,12 @@ Tensor flatten(const Tensor& packed, int64_t channels) {
   return output;
 }
 
-Tensor tile_weight(const Tensor& weight, int64_t groups) {
-  STD_TORCH_CHECK(weight.dim() == 2 || weight.dim() == 4,
-                  "weight must have 2 or 4 dimensions, found ", weight.dim());
-  STD_TORCH_CHECK(groups >= 1 && weight.size(0) % groups == 0, "groups must divide the ",
-                  weight.size(0), " output channels, found ", groups);
-  const Tensor words = operand("weight", weight, ScalarType::Int, weight);
-  int64_t depth = 1;
-  for (int64_t i = 1; i < words.dim(); ++i) depth *= words.size(i);
-  const TileWeight operation = {data<Word>(words), words.size(0) / groups, depth};
-  const Tensor tiles = new_output(words, {groups * operation.group_blocks(), depth},
-                                  TileWeight::kLanes, ScalarType::Int);
-  launch(words_kernel<TileWeight>, tiles.numel(), tiles, operation, mutable_data<Word>(tiles));
-  return tiles;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
   m.impl("pack", TORCH_BOX(&pack));
   m.impl("unpack", TORCH_BOX(&unpack));
   m.impl("flatten", TORCH_BOX(&flatten));
-  m.impl("tile_weight", TORCH_BOX(&tile_weight));
 }
 
 }  // namespace bnn_ext::cuda
