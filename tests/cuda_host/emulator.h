@@ -24,6 +24,8 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <typeindex>
+#include <unordered_set>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -130,6 +132,8 @@ class Block {
     // Of copy_async: the group that is still open, and those that were committed.
     std::vector<Ticket> copies;
     std::deque<std::vector<Ticket>> copy_groups;
+    // What it wrote to shared memory since it last published its writes.
+    std::vector<std::pair<uint32_t, uint32_t>> writes;  // address, bytes
 
     std::unique_ptr<char[]> stack;
     ucontext_t context;
@@ -210,6 +214,32 @@ class Block {
   void scramble(uint32_t address, uint32_t bytes) {
     unsigned char* memory = shared(address, bytes, 1, "garbage");
     for (uint32_t i = 0; i < bytes; ++i) memory[i] = static_cast<unsigned char>(random_());
+  }
+
+  // --- writes that parts of the machine with another view of memory do not see yet
+
+  void write(Thread& thread, uint32_t address, uint32_t bytes) {
+    thread.writes.emplace_back(address, bytes);
+    for (uint32_t i = 0; i < bytes; i += 4) unpublished_.insert(address + i);
+  }
+
+  void publish(Thread& thread) {
+    for (const auto& [address, bytes] : thread.writes)
+      for (uint32_t i = 0; i < bytes; i += 4) unpublished_.erase(address + i);
+    thread.writes.clear();
+  }
+
+  void check_published(uint32_t address, uint32_t bytes, const char* what) const {
+    for (uint32_t i = 0; i < bytes; i += 4)
+      if (unpublished_.count(address + i)) fail(what, ": reads what no fence has published");
+  }
+
+  // What else a group of threads needs to remember.
+  template <typename State>
+  State& state(int group) {
+    std::shared_ptr<void>& state = states_[{std::type_index(typeid(State)), group}];
+    if (state == nullptr) state = std::make_shared<State>();
+    return *static_cast<State*>(state.get());
   }
 
   // --- asynchronous work
@@ -405,6 +435,8 @@ class Block {
   std::map<std::pair<int, int>, Meeting> collectives_;  // by (threads, index of the group)
   Pending pending_;
   Ticket last_ticket_ = 0;
+  std::unordered_set<uint32_t> unpublished_;  // words of shared memory
+  std::map<std::pair<std::type_index, int>, std::shared_ptr<void>> states_;
 
   std::vector<Thread> threads_;
   Thread* running_ = nullptr;

@@ -77,6 +77,7 @@ template <typename T>
 void store_shared(SharedAddress address, const T& value) {
   block().maybe_yield();
   std::memcpy(block().shared(address, sizeof(T), sizeof(T), "store_shared"), &value, sizeof(T));
+  block().write(block().thread(), address, sizeof(T));
 }
 
 template <typename T, int count>
@@ -92,11 +93,13 @@ void copy_async(SharedAddress destination, const void* source, bool valid) {
   unsigned char* memory = block().shared(destination, bytes, bytes, "copy_async");
   if (valid) check_global(source, bytes, "copy_async");
   block().scramble(destination, bytes);
-  block().thread().copies.push_back(block().submit([memory, source, valid] {
+  emulator::Block::Thread& thread = block().thread();
+  thread.copies.push_back(block().submit([=, &thread] {
     if (valid)
       std::memcpy(memory, source, bytes);
     else
       std::memset(memory, 0, bytes);
+    block().write(thread, destination, bytes);
   }));
 }
 
