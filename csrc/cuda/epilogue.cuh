@@ -7,7 +7,7 @@
 //
 // A finish computes what becomes of a sum. It offers
 //   Word store(const Cells&, const int32_t (&dots)[4]): stores values, returns the cells' bits;
-//   Word* bits: where words of them go, or null.
+//   Word* bits: where words of them go, or null; flip: packed, whether they compare downwards.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -150,6 +150,7 @@ struct Cells {
   int64_t columns;  // length of a row of results
   bool valid_rows[2];
   bool valid_columns[2];
+  Word flips;  // bits 0 and 1: of the two columns
 
   BNN_HOST_DEVICE bool valid(int i) const { return valid_rows[i / 2] && valid_columns[i % 2]; }
   BNN_HOST_DEVICE int64_t index(int i) const { return rows[i / 2] * columns + column + i % 2; }
@@ -171,25 +172,30 @@ __device__ __forceinline__ void store_cells(T* output, const Cells& cells, const
   }
 }
 
-// The bits that compare with a threshold per channel.
+// Orders turned round: x <= y is turned(x, true) >= turned(y, true), and NaN compares false.
+__device__ __forceinline__ int32_t turned(int32_t x, bool down) { return down ? ~x : x; }
+__device__ __forceinline__ float turned(float x, bool down) { return down ? -x : x; }
+
+// The bits that compare with a threshold per channel; those of columns that are not there mean
+// nothing. Without branches, which would cost more than the comparisons.
 template <typename T>
 __device__ __forceinline__ Word threshold_bits(const Cells& cells, const T (&values)[4],
-                                               const T* threshold, const Word* flip) {
+                                               const T* threshold) {
   Word bits = 0;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    if (!cells.valid_columns[j]) continue;
-    const T bound = threshold[cells.column + j];
-    const bool down = flip != nullptr && get_bit(flip, cells.column + j);
+    const bool down = cells.flips >> j & 1;
+    const T bound = turned(cells.valid_columns[j] ? threshold[cells.column + j] : T{}, down);
 #pragma unroll
     for (int row = 0; row < 2; ++row)
-      bits |= Word{threshold_bit(values[2 * row + j], bound, down)} << (2 * row + j);
+      bits |= Word{turned(values[2 * row + j], down) >= bound} << (2 * row + j);
   }
   return bits;
 }
 
 struct StoreSum {
   static constexpr Word* bits = nullptr;
+  static constexpr const Word* flip = nullptr;
 
   int32_t* output;
 
@@ -205,7 +211,7 @@ struct StoreBits {
   const Word* flip;          // packed, or null
 
   __device__ __forceinline__ Word store(const Cells& cells, const int32_t (&dots)[4]) const {
-    return threshold_bits(cells, dots, threshold, flip);
+    return threshold_bits(cells, dots, threshold);
   }
 };
 
@@ -229,7 +235,7 @@ struct StoreFused {
       if (type == FloatType::kHalf) store_as<torch::headeronly::Half>(cells, y);
       if (type == FloatType::kBFloat16) store_as<torch::headeronly::BFloat16>(cells, y);
     }
-    return bits != nullptr ? threshold_bits(cells, y, threshold, flip) : 0;
+    return bits != nullptr ? threshold_bits(cells, y, threshold) : 0;
   }
 
  private:
@@ -302,23 +308,29 @@ __device__ __forceinline__ void store_warp_tile(const Finish& finish, const Rows
   // Lanes with an even number collect words of the first of their rows, the others of the second.
   Word kept[words];
   const bool second = lane % 2 == 1;
+  const int shift = 2 * (lane % 4);  // of this lane's columns in 8
 #pragma unroll
   for (int word = 0; word < words; ++word) {
+    const int left = columns.count - 32 * word;
+    const int64_t index = columns.first / kWordBits + word;
+    const Word flips = finish.flip != nullptr && left > 0 ? finish.flip[index] >> shift : 0;
     Word own[2] = {0, 0};  // of each row
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-      const int column = 32 * word + 8 * t + 2 * (lane % 4);
-      cells.column = columns.first + column;
-      cells.valid_columns[0] = column < columns.count;
-      cells.valid_columns[1] = column + 1 < columns.count;
+      const int column = 8 * t + shift;
+      cells.column = columns.first + 32 * word + column;
+      cells.valid_columns[0] = column < left;
+      cells.valid_columns[1] = column + 1 < left;
+      cells.flips = flips >> 8 * t;
       const Word four = finish.store(cells, dots[4 * word + t]);
-      own[0] |= (four & 3) << (8 * t + 2 * (lane % 4));
-      own[1] |= (four >> 2) << (8 * t + 2 * (lane % 4));
+      own[0] |= (four & 3) << 8 * t;
+      own[1] |= (four >> 2) << 8 * t;
     }
     if (finish.bits == nullptr) continue;
-    kept[word] = second ? own[1] : own[0];
-    kept[word] |= ptx::shuffle_xor(second ? own[0] : own[1], 1);
+    kept[word] = (second ? own[1] : own[0]) << shift;
+    kept[word] |= ptx::shuffle_xor((second ? own[0] : own[1]) << shift, 1);
     kept[word] |= ptx::shuffle_xor(kept[word], 2);
+    if (left < kWordBits) kept[word] &= low_bits(left > 0 ? left : 0);
   }
   if (finish.bits == nullptr) return;
 
@@ -348,8 +360,10 @@ template <typename Finish>
 __device__ __forceinline__ void store_place(const Finish& finish, Place at, int64_t channels,
                                             int32_t dot) {
   const bool valid = at.channel < channels;
-  const Cells cells = {{at.row, at.row}, at.channel, channels, {valid, false}, {valid, false}};
-  const Word bit = finish.store(cells, {dot, 0, 0, 0}) & 1;
+  const bool flip = valid && finish.flip != nullptr && get_bit(finish.flip, at.channel);
+  const Cells cells = {{at.row, at.row}, at.channel,     channels,
+                       {valid, false},   {valid, false}, Word{flip}};
+  const bool bit = valid && finish.store(cells, {dot, 0, 0, 0}) & 1;
   if (finish.bits == nullptr) return;
   const Word word = ptx::ballot(bit);
   if (at.channel % kWordBits == 0) finish.bits[word_index(at, channels)] = word;
