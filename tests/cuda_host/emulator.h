@@ -53,6 +53,12 @@ template <typename... Parts>
   throw Failure(message.str());
 }
 
+// A function of ptx that does nothing, to see that tests notice.
+inline std::string& left_out() {
+  static std::string name;
+  return name;
+}
+
 // --- global memory ------------------------------------------------------------------------------
 
 inline std::map<uintptr_t, size_t>& global_ranges() {  // begin -> bytes

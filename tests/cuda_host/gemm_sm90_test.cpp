@@ -172,6 +172,7 @@ void test_shapes() {
 int main(int argc, char** argv) {
   if (argc > 1) generator.seed(static_cast<unsigned>(std::atoi(argv[1])));
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 24;
+  if (argc > 3) emulator::left_out() = argv[3];
   try {
     test_slab();
     test_descriptor();

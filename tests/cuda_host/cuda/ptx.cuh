@@ -24,7 +24,9 @@ inline unsigned block_index() { return block().index(); }
 inline unsigned grid_size() { return block().shape().blocks; }
 
 inline void sync_threads() { block().sync(0, block().shape().threads); }
-inline void sync_barrier(int barrier, int threads) { block().sync(barrier, threads); }
+inline void sync_barrier(int barrier, int threads) {
+  if (emulator::left_out() != "sync_barrier") block().sync(barrier, threads);
+}
 inline void arrive_barrier(int barrier, int threads) { block().arrive(barrier, threads); }
 
 // --- warps --------------------------------------------------------------------------------------
@@ -111,6 +113,7 @@ inline void copy_async_commit() {
 
 template <int groups>
 void copy_async_wait() {
+  if (emulator::left_out() == "copy_async_wait") return;
   emulator::Block::Thread& thread = block().thread();
   for (; thread.copy_groups.size() > groups; thread.copy_groups.pop_front())
     for (const emulator::Ticket copy : thread.copy_groups.front()) block().finish(copy);

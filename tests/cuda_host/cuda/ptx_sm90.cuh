@@ -48,10 +48,13 @@ inline void mbarrier_arrive_expect(SharedAddress address, uint32_t bytes) {
 inline void mbarrier_arrive(SharedAddress barrier) { mbarrier_arrive_expect(barrier, 0); }
 
 inline void mbarrier_wait(SharedAddress barrier, uint32_t parity) {
+  if (emulator::left_out() == "mbarrier_wait") return;
   block().wait_until("an mbarrier", [&] { return mbarrier(barrier).parity != parity; });
 }
 
-inline void fence_proxy_async() { block().publish(block().thread()); }
+inline void fence_proxy_async() {
+  if (emulator::left_out() != "fence_proxy_async") block().publish(block().thread());
+}
 
 // --- TMA ----------------------------------------------------------------------------------------
 
@@ -124,6 +127,7 @@ void once_per_warp(const char* name, const Perform& perform) {
 }
 
 inline void wgmma_fence() {
+  if (emulator::left_out() == "wgmma_fence") return;
   once_per_warp("wgmma_fence", [] { Wgmmas::mine().fenced = true; });
 }
 
@@ -137,6 +141,7 @@ inline void wgmma_commit() {
 
 template <int kPending>
 void wgmma_wait() {
+  if (emulator::left_out() == "wgmma_wait") return;
   once_per_warp("wgmma_wait", [] {
     Wgmmas& warp = Wgmmas::mine();
     for (; warp.groups.size() > kPending; warp.groups.pop_front())

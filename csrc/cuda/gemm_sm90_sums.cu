@@ -1,0 +1,7 @@
+#include "cuda/gemm_sm90_run.cuh"
+
+namespace bnn_ext::cuda {
+
+template void run_wgmma(const Product&, const StoreSum&, const Device&, const Tensor&);
+
+}  // namespace bnn_ext::cuda
