@@ -206,6 +206,22 @@ MatrixMap b_matrix(const Gemm& gemm) {
 
 // --- shared memory ------------------------------------------------------------------------------
 
+// The stages, one after the other; `parity` is that of the phase of `full` in this round.
+template <typename Shape>
+struct Ring {
+  int stage = 0;
+  int bytes = 0;  // before this stage; counted, since consumers shall not multiply
+  uint32_t parity = 0;
+
+  BNN_HOST_DEVICE void advance() {
+    ++stage;
+    bytes += Shape::kStageBytes;
+    if (stage < Shape::kStages) return;
+    stage = bytes = 0;
+    parity ^= 1;
+  }
+};
+
 // Stages first, since their swizzle needs addresses that are multiples of 1024.
 template <typename Shape>
 struct Memory {
@@ -218,27 +234,14 @@ struct Memory {
 
   SharedAddress begin;
 
-  BNN_HOST_DEVICE SharedAddress a(int stage) const { return begin + stage * Shape::kStageBytes; }
-  BNN_HOST_DEVICE SharedAddress b(int stage) const { return a(stage) + Shape::kABytes; }
+  BNN_HOST_DEVICE SharedAddress a(Ring<Shape> ring) const { return begin + ring.bytes; }
+  BNN_HOST_DEVICE SharedAddress b(Ring<Shape> ring) const { return a(ring) + Shape::kABytes; }
   BNN_HOST_DEVICE SharedAddress full(int stage) const {
     return begin + kBarriers + stage * ptx::kMbarrierBytes;
   }
   BNN_HOST_DEVICE SharedAddress empty(int stage) const { return full(Shape::kStages + stage); }
   BNN_HOST_DEVICE SharedAddress start(int row) const {  // a WindowStart
     return begin + kStarts + row * int{sizeof(WindowStart)};
-  }
-};
-
-// The stages, one after the other; `parity` is that of the phase of `full` in this round.
-template <typename Shape>
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  BNN_HOST_DEVICE void advance() {
-    if (++stage < Shape::kStages) return;
-    stage = 0;
-    parity ^= 1;
   }
 };
 
@@ -256,8 +259,8 @@ __device__ __forceinline__ void load(const Gemm& gemm, Memory<Shape> memory) {
       ptx::mbarrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
       const SharedAddress full = memory.full(ring.stage);
       ptx::mbarrier_arrive_expect(full, Shape::kStageBytes);
-      ptx::tma_load_2d(memory.a(ring.stage), gemm.a_map, byte / 4, row, full);
-      ptx::tma_load_2d(memory.b(ring.stage), gemm.b_map, byte / 4, output, full);
+      ptx::tma_load_2d(memory.a(ring), gemm.a_map, byte / 4, row, full);
+      ptx::tma_load_2d(memory.b(ring), gemm.b_map, byte / 4, output, full);
       ring.advance();
     }
   }
@@ -299,7 +302,7 @@ __device__ __forceinline__ void gather(const Gemm& gemm, Memory<Shape> memory) {
     TapCursor cursor = gemm.a.at(first_byte);
     for (int byte = 0; byte < gemm.depth_bytes; byte += kSlabBytes) {
       ptx::mbarrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
-      const SharedAddress a = memory.a(ring.stage), b = memory.b(ring.stage);
+      const SharedAddress a = memory.a(ring), b = memory.b(ring);
       if (kTma && ptx::thread_index() == 0) {
         ptx::mbarrier_arrive_expect(memory.full(ring.stage), Shape::kBBytes);
         ptx::tma_load_2d(b, gemm.b_map, byte / 4, output, memory.full(ring.stage));
@@ -417,8 +420,8 @@ __device__ __forceinline__ void consume(const Gemm& gemm, const Finish& finish,
     int before = 0;  // the stage of the last slab
     for (int step = 0; step < steps; step += kSlabSteps) {
       ptx::mbarrier_wait(memory.full(ring.stage), ring.parity);
-      const SharedAddress rows = memory.a(ring.stage) + consumer * kInstructionRows * kSlabBytes;
-      const uint64_t a = descriptor(rows), b = descriptor(memory.b(ring.stage));
+      const SharedAddress rows = memory.a(ring) + consumer * kInstructionRows * kSlabBytes;
+      const uint64_t a = descriptor(rows), b = descriptor(memory.b(ring));
       if (steps - step >= kSlabSteps) {
         ptx::wgmma_fence();
 #pragma unroll

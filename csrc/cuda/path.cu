@@ -4,20 +4,22 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 
 #include "cuda/gather.cuh"
+#include "cuda/gemm_sm90.cuh"
 #include "cuda/gemv.cuh"
 #include "cuda/path.cuh"
 
 namespace bnn_ext::cuda {
 namespace {
 
-constexpr const char* kNames[] = {"auto", "popc", "gemv", "mma"};  // as in Path
+constexpr const char* kNames[] = {"auto", "popc", "gemv", "mma", "wgmma"};  // as in Path
 
 Path path_of(const std::string& name) {
   std::string known;
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 5; ++i) {
     if (name == kNames[i]) return static_cast<Path>(i);
     known += std::string(i > 0 ? ", " : "") + kNames[i];
   }
@@ -38,6 +40,11 @@ bool can_run(Path path, const Product& product, const Device& device) {
       return as_linear(product.conv) && product.rows <= kGemvRows;
     case Path::kMma:
       return 75 <= device.capability && device.capability <= 90 && can_gather(product.conv);
+    case Path::kWgmma: {
+      // The code of 9.0 without the a has no wgmma.
+      const bool built = std::strstr(BNN_EXT_CUDA_ARCHITECTURES, "90a") != nullptr;
+      return built && device.capability == 90 && sm90::fits_wgmma(product.conv, product.rows);
+    }
     default:
       return true;
   }
@@ -49,7 +56,7 @@ Path choose(const Product& product, const Device& device) {
                   " was asked for, but cannot run this product on a device of capability ",
                   device.capability / 10, ".", device.capability % 10);
   if (forced != Path::kAuto) return forced;
-  for (const Path path : {Path::kGemv, Path::kMma})
+  for (const Path path : {Path::kGemv, Path::kWgmma, Path::kMma})
     if (can_run(path, product, device)) return path;
   return Path::kPopc;
 }
@@ -80,6 +87,8 @@ void run(const Product& product, const Finish& finish, const Tensor& output) {
       return run_gemv(product, finish, output);
     case Path::kMma:
       return run_mma(product, finish, device, output);
+    case Path::kWgmma:
+      return run_wgmma(product, finish, device, output);
     default:
       return run_popc(product, finish, output);
   }

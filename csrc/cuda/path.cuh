@@ -3,6 +3,7 @@
 //   popc   one thread per sum (popc.cu): any product on any GPU
 //   gemv   up to 8 rows, the weights read once (gemv.cuh): any GPU
 //   mma    tensor cores by mma.sync (gemm_sm80.cuh): 7.5, 8.x and 9.0
+//   wgmma  tensor cores by wgmma (gemm_sm90.cuh): 9.0
 #pragma once
 
 #include <string>
@@ -12,7 +13,7 @@
 
 namespace bnn_ext::cuda {
 
-enum class Path { kAuto, kPopc, kGemv, kMma };
+enum class Path { kAuto, kPopc, kGemv, kMma, kWgmma };
 
 // The path that is forced, or kAuto; the environment variable BNN_EXT_CUDA_PATH gives the first.
 // An unknown name is a std::invalid_argument.
@@ -39,5 +40,9 @@ void run_gemv(const Product& product, const Finish& finish, const Tensor& output
 template <typename Finish>
 void run_mma(const Product& product, const Finish& finish, const Device& device,
              const Tensor& output);
+
+template <typename Finish>
+void run_wgmma(const Product& product, const Finish& finish, const Device& device,
+               const Tensor& output);
 
 }  // namespace bnn_ext::cuda
