@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from bnn_ext import _extension, ops, reference
+from bnn_ext.nn.packed import PackedConv2d
 
 DEVICE = "cuda"
 SIZES = [1, 31, 32, 33, 63, 64, 65, 127, 128, 129]
@@ -23,6 +28,19 @@ gpu = pytest.mark.skipif(
 )
 
 
+PATHS = ("auto", "popc", "gemv", "mma")
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once by every path of linear and conv2d."""
+    from bnn_ext import _C_cuda
+
+    _C_cuda.set_path(request.param)
+    yield request.param
+    _C_cuda.set_path("auto")
+
+
 def on_gpu(value: Any) -> Any:
     """With its tensors, those in lists and tuples too, on the GPU."""
     return tree_map_only(Tensor, lambda tensor: tensor.to(DEVICE), value)
@@ -31,9 +49,15 @@ def on_gpu(value: Any) -> Any:
 def check(name: str, *args: Any, **kwargs: Any) -> None:
     """The operator on the GPU equals the reference on the CPU, where float64 sums are exact."""
     expected = getattr(reference, name)(*args, **kwargs)
-    found = getattr(ops, name)(
-        *map(on_gpu, args), **{key: on_gpu(value) for key, value in kwargs.items()}
-    )
+    try:
+        found = getattr(ops, name)(
+            *map(on_gpu, args), **{key: on_gpu(value) for key, value in kwargs.items()}
+        )
+    except RuntimeError as error:
+        # A forced path may have no kernel for it; test_paths_run says what each must run.
+        if "was asked for, but cannot run this product" not in str(error):
+            raise
+        return
     assert found.device.type == torch.device(DEVICE).type
     assert found.dtype == expected.dtype
     assert torch.equal(found.cpu(), expected)
@@ -122,26 +146,90 @@ def test_flatten(channels: int) -> None:
     check("flatten", random_packed(3, channels), channels)
 
 
+def popcounts(weight: Tensor) -> Tensor:
+    """What `tile_weight` gives on CUDA: `[kh, kw, out]`, over the taps up to each."""
+    bits = reference.unpack_bits(weight, 32 * weight.shape[-1]).sum(-1)
+    taps = bits.reshape(*bits.shape[:3], *[1] * (3 - bits.dim()))
+    return taps.cumsum(1).cumsum(2).permute(1, 2, 0).to(torch.int32)
+
+
 @gpu
-@pytest.mark.parametrize("groups", [1, 2, 3])
-@pytest.mark.parametrize("group_outputs", [1, 15, 16, 17, 40])
-def test_tile_weight_equals_the_cpu_kernel(group_outputs: int, groups: int) -> None:
-    for shape in ((70,), (3, 2, 33)):
-        weight = random_packed(groups * group_outputs, *shape)
-        expected = ops.tile_weight(weight, groups)
-        assert torch.equal(ops.tile_weight(weight.to(DEVICE), groups).cpu(), expected)
+@pytest.mark.parametrize("shape", [(1, 70), (40, 4000), (1, 3, 2, 33), (40, 5, 5, 2000)])
+def test_tile_weight(shape: tuple[int, ...]) -> None:
+    weight = random_packed(*shape)
+    assert torch.equal(ops.tile_weight(weight.to(DEVICE)).cpu(), popcounts(weight))
+
+
+@gpu
+@pytest.mark.parametrize("pad_value", [-1, 0, 1])
+def test_with_and_without_tiles(path: str, pad_value: int) -> None:
+    x, weight = random_packed(2, 5, 6, 64), random_packed(40, 3, 3, 64)
+    geometry = ((1, 1), (1, 2), (1, 1), 1, pad_value)
+    expected = reference.conv2d(x, weight, 64, *geometry)
+    x, weight = x.to(DEVICE), weight.to(DEVICE)
+    if path == "gemv":  # which computes no convolution
+        with pytest.raises(RuntimeError, match="the path gemv was asked for, but cannot run"):
+            ops.conv2d(x, weight, 64, *geometry)
+        return
+    for tiles in (None, ops.tile_weight(weight)):
+        assert torch.equal(ops.conv2d(x, weight, 64, *geometry, tiles=tiles).cpu(), expected)
+
+
+@gpu
+def test_paths_run() -> None:
+    """What no path may refuse, on the GPUs that it is for."""
+    from bnn_ext import _C_cuda
+
+    x, weight = random_packed(3, 70).to(DEVICE), random_packed(40, 70).to(DEVICE)
+    map_, kernel = random_packed(2, 5, 6, 70).to(DEVICE), random_packed(40, 3, 3, 70).to(DEVICE)
+    tensor_cores = (7, 5) <= torch.cuda.get_device_capability() <= (9, 0)
+    for path in PATHS:
+        if path == "mma" and not tensor_cores:
+            continue
+        _C_cuda.set_path(path)
+        assert _C_cuda.path() == path
+        ops.linear(x, weight, 70)
+        if path != "gemv":
+            ops.conv2d(map_, kernel, 70, padding=1)
+    _C_cuda.set_path("auto")
+
+
+@built
+def test_unknown_paths_are_refused() -> None:
+    from bnn_ext import _C_cuda
+
+    with pytest.raises(ValueError, match="one of auto, popc, gemv, mma, found 'fast'"):
+        _C_cuda.set_path("fast")
+    command = [sys.executable, "-c", "import torch, bnn_ext._C_cuda"]
+    found = subprocess.run(
+        command, env=os.environ | {"BNN_EXT_CUDA_PATH": "fast"}, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    assert "one of auto, popc, gemv, mma, found 'fast'" in found.stderr
+
+
+@gpu
+def test_layers_derive_tiles_anew_when_they_move() -> None:
+    layer = PackedConv2d(random_packed(40, 3, 3, 70), 70, padding=(1, 1))
+    x = random_packed(2, 5, 6, 70)
+    expected = layer(x)
+    moved = layer.to(DEVICE)
+    assert torch.equal(moved.tiles.cpu(), popcounts(layer.weight.cpu()))
+    assert torch.equal(moved(x.to(DEVICE)).cpu(), expected)
+    assert torch.equal(moved.cpu()(x), expected)
 
 
 @gpu
 @pytest.mark.parametrize("outputs", [1, 31, 32, 33, 129])
 @pytest.mark.parametrize("features", SIZES)
-def test_linear(features: int, outputs: int) -> None:
-    x, weight = random_packed(3, features), random_packed(outputs, features)
+def test_linear(path: str, features: int, outputs: int) -> None:
+    rows = 3 if path in ("auto", "gemv") else 35
+    x, weight = random_packed(rows, features), random_packed(outputs, features)
     check_three_outputs("linear", x, weight, features, outputs=outputs)
 
 
 @gpu
-def test_linear_shapes() -> None:
+def test_linear_shapes(path: str) -> None:
     weight = random_packed(10, 40)
     check("linear", random_packed(40), weight, 40)
     check("linear", random_packed(2, 3, 4, 40), weight, 40)
@@ -156,7 +244,7 @@ def test_linear_shapes() -> None:
     [(1, 1, 1), (3, 33, 1), (32, 32, 1), (65, 40, 1), (128, 129, 1)]
     + [(2, 4, 2), (66, 6, 2), (96, 96, 3), (99, 33, 3), (40, 40, 40), (192, 64, 2)],
 )
-def test_conv2d_channels(inputs: int, outputs: int, groups: int, pad_value: int) -> None:
+def test_conv2d_channels(path: str, inputs: int, outputs: int, groups: int, pad_value: int) -> None:
     x = random_packed(2, 5, 6, inputs)
     weight = random_packed(outputs, 3, 3, inputs // groups)
     geometry = ((1, 1), (1, 1), (1, 1), groups, pad_value)
@@ -170,18 +258,23 @@ def test_conv2d_channels(inputs: int, outputs: int, groups: int, pad_value: int)
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 3)])
 def test_conv2d_geometry(
+    path: str,
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
     pad_value: int,
 ) -> None:
-    x, weight = random_packed(2, 9, 8, 70), random_packed(6, *kernel, 35)
-    check("conv2d", x, weight, 70, stride, padding, dilation, 2, pad_value)
+    for inputs, groups, outputs in ((70, 2, 6), (70, 1, 40), (64, 2, 64)):
+        x, weight = (
+            random_packed(2, 9, 8, inputs),
+            random_packed(outputs, *kernel, inputs // groups),
+        )
+        check("conv2d", x, weight, inputs, stride, padding, dilation, groups, pad_value)
 
 
 @gpu
-def test_conv2d_reads_strided_maps() -> None:
+def test_conv2d_reads_strided_maps(path: str) -> None:
     weight = random_packed(8, 3, 3, 40)
     check("conv2d", random_packed(2, 9, 8, 40).transpose(1, 2), weight, 40)
     check("conv2d", random_packed(2, 9, 8, 40)[:, ::2], weight, 40)
@@ -189,8 +282,11 @@ def test_conv2d_reads_strided_maps() -> None:
 
 @gpu
 @pytest.mark.parametrize("dtype", [*FLOATS, None])
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("name", ["linear_fused", "conv2d_fused"])
-def test_fused(name: str, dtype: torch.dtype | None) -> None:
+def test_fused(path: str, name: str, long: bool, dtype: torch.dtype | None) -> None:
+    if name == "conv2d_fused" and path == "gemv":
+        return
     x, weight, shape = random_packed(3, 70), random_packed(40, 70), (3, 40)
     arguments: tuple[Any, ...] = (x, weight, 70)
     if name == "conv2d_fused":
@@ -203,7 +299,9 @@ def test_fused(name: str, dtype: torch.dtype | None) -> None:
         ("maximum", -torch.rand(shape)),
         ("minimum", torch.rand(40)),
         ("multiply_add", torch.randn(40), torch.randn(40)),
+        ("divide", torch.randn(40)),
     ]
+    steps *= 2 if long else 1  # more than one kernel takes
     threshold, flip = torch.randn(40) / 2, random_flip(40)
     expected = getattr(reference, name)(*arguments, steps, dtype, threshold, flip)
     found = getattr(ops, name)(*map(on_gpu, (*arguments, steps, dtype, threshold, flip)))

@@ -19,7 +19,6 @@ from packed_inputs import (
 from torch import Tensor
 
 from bnn_ext import ops, reference
-from bnn_ext.ops import epilogue
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 GEOMETRY = (130, (1, 2), (1, 1), (2, 1), 1, 0)  # in_channels, stride, padding, dilation, ...

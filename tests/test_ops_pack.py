@@ -14,6 +14,7 @@ from packed_inputs import INT_MAX, INT_MIN, SIZES, assert_same_packed, random_pa
 from torch import Tensor
 
 from bnn_ext import ops, reference
+from bnn_ext.ops import packing
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 PACKABLE = (*FLOATS, torch.int32)
@@ -329,3 +330,17 @@ def test_tile_weight_of_a_view_and_of_nothing():
     assert ops.tile_weight(random_packed(0, 70)).shape == (0, 3, 16)
     assert ops.tile_weight(random_packed(5, 0)).shape == (1, 0, 16)
     assert ops.tile_weight(random_packed(5, 0, 3, 70)).shape == (1, 0, 16)
+
+
+def test_tiles_of_cuda_are_popcounts_per_tap():
+    """Their shape, which meta tensors may have that stand for those of any device."""
+    weight = random_packed(6, 3, 2, 70).to("meta")
+    assert packing.tiles_shape(weight, 2, "cuda") == (3, 2, 6)
+    assert packing.tiles_shape(weight[:, 0, 0], 1, "cuda") == (1, 1, 6)
+    for device_type in ("cpu", "cuda"):
+        tiles = torch.empty(
+            packing.tiles_shape(weight, 2, device_type), dtype=torch.int32, device="meta"
+        )
+        packing.check_tiles(tiles, weight, 2)
+    with pytest.raises(ValueError, match="tiles must be tile_weight"):
+        packing.check_tiles(tiles[:1], weight, 2)

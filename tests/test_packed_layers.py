@@ -422,3 +422,11 @@ def test_checks_need_no_memory():
     RealInputConv2d(KERNELS, 70, padding=(10**5, 10**5))
     PackedMaxPool2d((10**5, 10**5), (1, 1))
     PackedFlatten(10**12)
+
+
+def test_tiles_follow_the_kind_of_device():
+    layer = PackedConv2d(random_packed(40, 3, 3, 70), 70)
+    shape = layer.tiles.shape
+    layer.tiles = torch.zeros(1, dtype=torch.int32)  # as if of another kind of device
+    assert layer.to(torch.float16).tiles.shape == (1,)
+    assert layer.to("meta").tiles.shape == shape
