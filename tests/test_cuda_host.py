@@ -13,3 +13,7 @@ def test_emulator(tmp_path: Path) -> None:
 
 def test_kernels_that_memory_bounds(tmp_path: Path) -> None:
     host_programs.run(host_programs.build("cuda_host/stream_test.cpp", tmp_path))
+
+
+def test_kernels_of_mma(tmp_path: Path) -> None:
+    host_programs.run(host_programs.build("cuda_host/gemm_test.cpp", tmp_path))
