@@ -124,8 +124,9 @@ extensions = [
     )
 ]
 if with_cuda:
-    # sm_90a code runs on Hopper alone; newer GPUs compile the PTX of 9.0 when they load it.
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;8.6;8.9;9.0a;9.0+PTX")
+    # Newer GPUs compile the PTX of 8.9 when they load it, since code of 9.0a runs on Hopper alone.
+    # PTX of 9.0 would come with code of 9.0, which Hopper could take instead of that of 9.0a.
+    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;8.6;8.9+PTX;9.0a")
     names = architectures.replace(".", "")
     cuda = cpp_extension.CUDAExtension(
         "bnn_ext._C_cuda",

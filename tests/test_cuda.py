@@ -28,7 +28,7 @@ gpu = pytest.mark.skipif(
 )
 
 
-PATHS = ("auto", "popc", "gemv", "mma")
+PATHS = ("auto", "popc", "gemv", "mma", "wgmma")
 
 
 @pytest.fixture(params=PATHS)
@@ -182,9 +182,10 @@ def test_paths_run() -> None:
 
     x, weight = random_packed(3, 70).to(DEVICE), random_packed(40, 70).to(DEVICE)
     map_, kernel = random_packed(2, 5, 6, 70).to(DEVICE), random_packed(40, 3, 3, 70).to(DEVICE)
-    tensor_cores = (7, 5) <= torch.cuda.get_device_capability() <= (9, 0)
+    capability = torch.cuda.get_device_capability()
+    can_run = {"mma": (7, 5) <= capability <= (9, 0), "wgmma": capability == (9, 0)}
     for path in PATHS:
-        if path == "mma" and not tensor_cores:
+        if not can_run.get(path, True):
             continue
         _C_cuda.set_path(path)
         assert _C_cuda.path() == path
@@ -198,14 +199,14 @@ def test_paths_run() -> None:
 def test_unknown_paths_are_refused() -> None:
     from bnn_ext import _C_cuda
 
-    with pytest.raises(ValueError, match="one of auto, popc, gemv, mma, found 'fast'"):
+    with pytest.raises(ValueError, match="one of auto, popc, gemv, mma, wgmma, found 'fast'"):
         _C_cuda.set_path("fast")
     command = [sys.executable, "-c", "import torch, bnn_ext._C_cuda"]
     found = subprocess.run(
         command, env=os.environ | {"BNN_EXT_CUDA_PATH": "fast"}, capture_output=True, text=True
     )
     assert found.returncode == 1
-    assert "one of auto, popc, gemv, mma, found 'fast'" in found.stderr
+    assert "one of auto, popc, gemv, mma, wgmma, found 'fast'" in found.stderr
 
 
 @gpu

@@ -32,7 +32,8 @@ PyMethodDef methods[] = {
      "The GPU architectures that the kernels were built for, separated by semicolons."},
     {"path", path, METH_NOARGS, "The path that is forced in this process, or auto."},
     {"set_path", set_path, METH_VARARGS,
-     "Forces a path of linear and conv2d in this process (for tests): auto, popc, gemv or mma."},
+     "Forces a path of linear and conv2d in this process (for tests): auto, popc, gemv, mma, "
+     "wgmma."},
     {nullptr, nullptr, 0, nullptr},
 };
 
