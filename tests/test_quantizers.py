@@ -91,6 +91,30 @@ def test_piecewise_gradient_is_the_formula(name, derivative, dtype):
     assert torch.equal(grad, expected)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", [*SIGNS, "stochastic_sign"])
+def test_large_tensors_are_many_small_ones(name, dtype):
+    """Vector code and its scalar tails agree on every edge, in every lane."""
+    x = torch.tensor(EDGES + UNUSUAL, dtype=dtype)
+    upstream = torch.tensor([3.0, -math.inf, math.inf, 0.5, -0.0, 1.0], dtype=dtype)
+    x, upstream = torch.cartesian_prod(x, upstream).T.contiguous()
+    quantizer = quantizers.get(name)
+    singles = []
+    for value, grad in zip(x, upstream, strict=True):
+        leaf = value.clone().requires_grad_()
+        out = quantizer(leaf)
+        out.backward(grad)
+        singles.append((out.detach(), leaf.grad))
+    outs, grads = (torch.stack(values) for values in zip(*singles, strict=True))
+    leaf = x.repeat(11)[:-1].requires_grad_()
+    out = quantizer(leaf)
+    out.backward(upstream.repeat(11)[:-1])
+    if name != "stochastic_sign":
+        assert torch.equal(out, outs.repeat(11)[:-1])
+    # NaN where an infinite gradient meets a derivative of 0, alike.
+    torch.testing.assert_close(leaf.grad, grads.repeat(11)[:-1], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("beta", [1.0, 5.0, 10.0])
 def test_swish_gradient_is_the_formula(beta):
     quantizer = functools.partial(quantizers.swish_sign, beta=beta)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from bnn_ext.optim._base import ElementwiseOptimizer, require_number
-from bnn_ext.reference import sign
+from bnn_ext.quantizers import sign
 
 
 class Bop(ElementwiseOptimizer):
@@ -54,4 +54,4 @@ class Bop(ElementwiseOptimizer):
         mean = state["exp_avg"].lerp_(grad, group["lr"])
         signs = sign(parameter)  # of weights that something else wrote since, too
         flips = signs * mean > group["threshold"]
-        parameter.copy_(torch.where(flips, -signs, signs))
+        parameter.copy_(signs * (1 - 2 * flips.to(signs.dtype)))

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from bnn_ext.nn.binary import binary_layers
 from bnn_ext.optim._base import at_least_one
-from bnn_ext.quantizers import Quantizer, ste_sign, stochastic_sign
-from bnn_ext.reference import sign
+from bnn_ext.quantizers import Quantizer, sign, ste_sign, stochastic_sign
 
 
 def _drawn(weight: Tensor) -> Tensor:
