@@ -20,7 +20,7 @@ FORWARDS = ("packed", "float", None)
 # What it pays for, measured against torch's float32 products with AVX-512: multiply-accumulates for
 # each number that is packed or written, and in all. A map's channels do not lie side by side.
 _LEAST_PER_NUMBER = {2: 12, 4: 120}  # by dimensions of the weight
-_LEAST = 4_000_000
+_LEAST = 20_000_000
 _LEVELS = ("avx2", "avx512", "avx512_vpopcnt")
 
 
