@@ -613,12 +613,11 @@ def linear_steps(model: nn.Module, method: Method, part: Callable[[Tensor], Tens
     for epoch in range(EPOCHS):
         torch.manual_seed(epoch)
         method.set_epoch(epoch)
-        for _ in range(3):
-            x = torch.randn(8, 16, generator=generator)
-            target = torch.randint(-4, 5, (8, 4), generator=generator).float()
-            method.optimizer.zero_grad()
-            (model(part(x)) * part(target)).mean().backward()
-            method.optimizer.step()
+        x = torch.randn(8, 16, generator=generator)
+        target = torch.randint(-4, 5, (8, 4), generator=generator).float()
+        method.optimizer.zero_grad()
+        (model(part(x)) * part(target)).mean().backward()
+        method.optimizer.step()
 
 
 def ddp_worker(rank: int, folder: Path) -> None:
