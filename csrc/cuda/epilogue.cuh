@@ -93,22 +93,25 @@ __device__ __forceinline__ void add_popcounts(const Correction& correction, int3
   }
 }
 
-// Adds what padding does to one row, whose window has these taps in the map.
-template <int half, int blocks>
-__device__ __forceinline__ void add_padding(const Correction& correction, const Taps& taps,
-                                            const Columns& columns, int32_t (&sums)[blocks][4]) {
+// Corrects one row, whose window has these taps in the map. With S the popcounts of all taps of the
+// weight and V those of the taps in the map, D is S - V: so much of each is added, and of V, which
+// is four corners of the table, only those that are there. With the pad_value 0 that is V alone.
+template <bool xor_form, int half, int blocks>
+__device__ __forceinline__ void correct(const Correction& correction, const Taps& taps,
+                                        const Columns& columns, int32_t (&sums)[blocks][4]) {
   const int32_t outside = correction.all_taps().count() - taps.count();
-  if (outside == 0) return;
-  const uint32_t weight = correction.pad_value + 1;
+  const uint32_t weight = correction.pad_value + 1, of_all = 2 * weight - (xor_form ? 0 : 2);
+  if (xor_form && outside == 0) return;
 #pragma unroll
   for (int t = 0; t < blocks; ++t) {
 #pragma unroll
     for (int j = 0; j < 2; ++j)
       sums[t][2 * half + j] -= weight * static_cast<uint32_t>(correction.channels) * outside;
   }
-  // 2 D: all taps less those in the map, which are four corners of the table.
-  add_popcounts<half>(correction, correction.kernel_y, correction.kernel_x, 2 * weight, columns,
-                      sums);
+  if (of_all != 0)
+    add_popcounts<half>(correction, correction.kernel_y, correction.kernel_x, of_all, columns,
+                        sums);
+  if (weight == 0) return;
 #pragma unroll 1
   for (int corner = 0; corner < 4; ++corner) {
     const bool bottom = corner / 2 == 0, right = corner % 2 == 0;
@@ -131,14 +134,8 @@ __device__ __forceinline__ void to_dots(const Correction& correction, const Taps
       sums[t][i] = correction.bits() + (xor_form ? 0 - 2 * sum : 4 * sum - 2 * input);
     }
   }
-  if constexpr (!xor_form) {
-    const int32_t y = correction.kernel_y, x = correction.kernel_x;
-    constexpr uint32_t minus_two = ~1u;
-    add_popcounts<0>(correction, y, x, minus_two, columns, sums);
-    add_popcounts<1>(correction, y, x, minus_two, columns, sums);
-  }
-  add_padding<0>(correction, taps[0], columns, sums);
-  add_padding<1>(correction, taps[1], columns, sums);
+  correct<xor_form, 0>(correction, taps[0], columns, sums);
+  correct<xor_form, 1>(correction, taps[1], columns, sums);
 }
 
 // --- finishes -----------------------------------------------------------------------------------
