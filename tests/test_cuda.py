@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from packed_inputs import assert_same_floats, examples
+from test_ops_fused import steps_for
+from test_ops_pool import awkward_floats
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bnn_ext import _extension, ops, reference
 from bnn_ext.nn.packed import PackedConv2d
@@ -46,21 +49,31 @@ def on_gpu(value: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.to(DEVICE), value)
 
 
+def assert_same(found: Any, expected: Any) -> None:
+    """Equal results, one or several; floats to the last bit, all NaNs alike."""
+    for actual, wanted in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        assert (actual is None) == (wanted is None)
+        if wanted is None:
+            continue
+        assert actual.device.type == torch.device(DEVICE).type
+        assert actual.dtype == wanted.dtype
+        if wanted.is_floating_point():
+            assert_same_floats(actual.cpu(), wanted.cpu())
+        else:
+            assert torch.equal(actual.cpu(), wanted.cpu())
+
+
 def check(name: str, *args: Any, **kwargs: Any) -> None:
     """The operator on the GPU equals the reference on the CPU, where float64 sums are exact."""
     expected = getattr(reference, name)(*args, **kwargs)
     try:
-        found = getattr(ops, name)(
-            *map(on_gpu, args), **{key: on_gpu(value) for key, value in kwargs.items()}
-        )
+        found = getattr(ops, name)(*on_gpu(args), **on_gpu(kwargs))
     except RuntimeError as error:
         # A forced path may have no kernel for it; test_paths_run says what each must run.
         if "was asked for, but cannot run this product" not in str(error):
             raise
         return
-    assert found.device.type == torch.device(DEVICE).type
-    assert found.dtype == expected.dtype
-    assert torch.equal(found.cpu(), expected)
+    assert_same(found, expected)
 
 
 def random_packed(*shape: int) -> Tensor:
@@ -127,6 +140,23 @@ def test_pack_reads_any_strides() -> None:
     check("pack", x[0, 0, 0].expand(3, 6))
     check("pack", torch.randn(2, 33, 2, 3, 4).movedim(1, -1))
     check("pack", torch.randn(70)[::2])
+    check("pack", torch.randn(3, 65).T)
+    for channels in (32, 64, 36):  # rows and thresholds that no access of 16 bytes fits
+        rows = torch.randn(1 + 5 * channels)[1:].view(5, channels)
+        check("pack", rows, torch.randn(1 + channels)[1:])
+        check("pack", rows.half(), torch.randn(channels))
+
+
+@gpu
+@pytest.mark.parametrize("dtype", PACKABLE)
+@pytest.mark.parametrize("channels", SIZES)
+def test_pack_of_nchw_maps(channels: int, dtype: torch.dtype) -> None:
+    x = torch.randint(-3, 4, (2, channels, 5, 7)).to(dtype).permute(0, 2, 3, 1)
+    threshold = random_threshold(channels, 3)
+    if dtype != torch.int32:
+        threshold = threshold.float()
+    check("pack", x)
+    check("pack", x, threshold, random_flip(channels))
 
 
 @gpu
@@ -144,6 +174,7 @@ def test_flatten(channels: int) -> None:
     check("flatten", random_packed(3, 2, 5, channels), channels)
     check("flatten", random_packed(3, 2, 5, channels).transpose(1, 2), channels)
     check("flatten", random_packed(3, channels), channels)
+    check("flatten", random_packed(2, 67, channels), channels)
 
 
 def popcounts(weight: Tensor) -> Tensor:
@@ -230,6 +261,19 @@ def test_linear(path: str, features: int, outputs: int) -> None:
 
 
 @gpu
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9])
+@pytest.mark.parametrize("features", [128, 1000, 4096, 9000])
+def test_linear_of_few_rows(path: str, features: int, rows: int) -> None:
+    for outputs in (1, 33, 128):
+        x, weight = random_packed(rows, features), random_packed(outputs, features)
+        check_three_outputs("linear", x, weight, features, outputs=outputs)
+    strided = random_packed(33, features).flatten().roll(1)[1:]  # no access of 16 bytes fits it
+    weight = strided[: 32 * x.shape[1]].view(32, -1)
+    if features % 32 == 0:
+        check("linear", x, weight, features)
+
+
+@gpu
 def test_linear_shapes(path: str) -> None:
     weight = random_packed(10, 40)
     check("linear", random_packed(40), weight, 40)
@@ -304,51 +348,126 @@ def test_fused(path: str, name: str, long: bool, dtype: torch.dtype | None) -> N
     ]
     steps *= 2 if long else 1  # more than one kernel takes
     threshold, flip = torch.randn(40) / 2, random_flip(40)
-    expected = getattr(reference, name)(*arguments, steps, dtype, threshold, flip)
-    found = getattr(ops, name)(*map(on_gpu, (*arguments, steps, dtype, threshold, flip)))
-    assert (found[0] is None) == (dtype is None)
-    for actual, wanted in zip(found, expected, strict=True):
-        assert actual is None or torch.equal(actual.cpu(), wanted)
+    check(name, *arguments, steps, dtype, threshold, flip)
+    check(name, *arguments, steps_for(shape, dtype or torch.float32), dtype, threshold)
 
 
 @gpu
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_elementwise(dtype: torch.dtype) -> None:
-    x, threshold, flip = torch.randn(3, 40).to(dtype), torch.randn(40), random_flip(40)
-    norm = ("multiply_add", torch.randn(40), torch.randn(40))
-    for steps in ([norm, ("add", torch.randn(3, 40)), ("prelu", torch.randn(40))], []):
+@pytest.mark.parametrize("channels", [*SIZES, 40, 200])
+def test_elementwise(channels: int, dtype: torch.dtype) -> None:
+    x, threshold, flip = torch.randn(3, 7, channels), torch.randn(channels), random_flip(channels)
+    x[0, 0, 0], x[1, 0, 0] = float("nan"), float("-inf")
+    every_step = steps_for(tuple(x.shape), dtype)  # more than one launch takes
+    for steps in ([], every_step[:3], every_step[-8:], every_step):
         for out in (*FLOATS, None):
-            arguments = (x, steps, out, threshold, flip)
-            expected = reference.elementwise(*arguments)
-            found = ops.elementwise(*on_gpu(arguments))
-            for actual, wanted in zip(found, expected, strict=True):
-                assert (actual is None) == (wanted is None)
-                assert actual is None or torch.equal(actual.cpu(), wanted)
+            check("elementwise", x.to(dtype), steps, out, threshold, flip)
+        check("elementwise", x.to(dtype), steps, dtype)
 
 
 @gpu
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8])
-def test_real_inputs(dtype: torch.dtype) -> None:
-    """On integers of 12 bits: float32 sums of them are exact in any order, those of TF32 not."""
-    whole = dtype == torch.uint8
-    low, high = (0, 256) if whole else (-4095, 4096)
-    row, weight = torch.randint(low, high, (3, 70)).to(dtype), random_packed(40, 70)
-    image, kernel = torch.randint(low, high, (2, 6, 5, 7)).to(dtype), random_packed(40, 3, 3, 3)
-    geometry = (6, (2, 1), (1, 2), (1, 1), 2, -1)
-    affine = () if whole else (torch.randn(40), torch.randn(40))
-    threshold = random_threshold(40, 500).to(torch.int32 if whole else torch.float32)
-    bits = {"threshold": threshold, "flip": random_flip(40)}
-    check("binary_weight_linear", row, weight, 70, *affine)
-    check("binary_weight_linear_bits", row, weight, 70, **bits)
-    check("binary_weight_conv2d", image, kernel, *geometry, *affine)
-    check("binary_weight_conv2d_bits", image, kernel, *geometry, **bits)
+def test_elementwise_of_any_strides() -> None:
+    x = torch.randn(2, 40, 5, 6)
+    unaligned = torch.randn(1 + 5 * 64)[1:].view(5, 64)
+    for input in (x.permute(0, 2, 3, 1), x[0, 0, 0].expand(3, 6), torch.randn(70)[::2], unaligned):
+        steps: list[ops.Step] = [("add", torch.randn(tuple(input.shape)).flip(0))]
+        check("elementwise", input, steps, torch.float32, torch.zeros(input.shape[-1]))
+
+
+def whole_numbers(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Integers whose float32 sums are exact in any order; of 12 bits, where `dtype` holds them."""
+    least, most = (0, 255) if dtype == torch.uint8 else (-4095, 4095)
+    return torch.randint(least, most + 1, shape).to(dtype)
+
+
+def check_real(name: str, input: Tensor, outputs: int, *arguments: Any) -> None:
+    """`name` with and without scale and bias, `name`_bits with and without flips."""
+    whole = input.dtype == torch.uint8
+    affine = () if whole else (torch.randn(outputs), torch.randn(outputs))
+    threshold = random_threshold(outputs, 500).to(torch.int32 if whole else torch.float32)
+    check(name, input, *arguments)
+    check(name, input, *arguments, *affine)
+    check(f"{name}_bits", input, *arguments, threshold=threshold)
+    check(f"{name}_bits", input, *arguments, threshold=threshold, flip=random_flip(outputs))
+
+
+REAL = [*FLOATS, torch.uint8]
 
 
 @gpu
-def test_select_channels() -> None:
-    inputs = [random_packed(2, 3, 40), random_packed(2, 3, 70)]
-    for index in (torch.arange(110), torch.randperm(110), torch.arange(35, 68)):
-        check("select_channels", inputs, [40, 70], index.int())
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("features", [*SIZES, 784])
+def test_binary_weight_linear(features: int, dtype: torch.dtype) -> None:
+    for rows, outputs in ((1, 33), (8, 10), (9, 64), (70, 1)):
+        x, weight = whole_numbers(dtype, rows, features), random_packed(outputs, features)
+        check_real("binary_weight_linear", x, outputs, weight, features)
+    unaligned = whole_numbers(dtype, 1 + 8 * features)[1:].view(8, features)
+    check_real("binary_weight_linear", unaligned, 1, weight, features)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("features", [1, 3, 70, 784, 4096])
+def test_sums_of_real_inputs_are_as_near_as_stated(features: int, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(9, features).to(dtype), random_packed(65, features)
+    found = ops.binary_weight_linear(x.float().cuda(), weight.cuda(), features).cpu()
+    exact = reference.real_linear_sums(x, weight, features)
+    # The bound in the documentation: each input goes through that many roundings at most.
+    bound = (features / 4 + 3) * 2.0**-24 * x.double().abs().sum(-1, keepdim=True)
+    assert ((found.double() - exact).abs() <= bound).all()
+    for row in range(9):  # nor do they depend on the batch
+        alone = ops.binary_weight_linear(x[row : row + 1].float().cuda(), weight.cuda(), features)
+        assert_same_floats(alone[0].cpu(), found[row])
+
+
+@gpu
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups"),
+    [(1, 1, 1), (3, 128, 1), (4, 33, 1), (65, 40, 1), (66, 6, 2), (96, 96, 3), (40, 40, 40)],
+)
+def test_binary_weight_conv2d(
+    inputs: int, outputs: int, groups: int, memory: torch.memory_format, dtype: torch.dtype
+) -> None:
+    x = whole_numbers(dtype, 2, inputs, 6, 5).contiguous(memory_format=memory)
+    weight = random_packed(outputs, 3, 2, inputs // groups)
+    for pad_value in (-1, 0, 1):
+        for geometry in (((1, 1), (1, 1), (1, 1)), ((2, 1), (1, 2), (1, 3))):
+            arguments = (weight, inputs, *geometry, groups, pad_value)
+            check_real("binary_weight_conv2d", x, outputs, *arguments)
+
+
+@gpu
+def test_binary_weight_conv2d_gives_channels_last() -> None:
+    x, weight = torch.randn(2, 3, 6, 5), random_packed(8, 3, 3, 3)
+    found = ops.binary_weight_conv2d(x.cuda(), weight.cuda(), 3)
+    assert found.stride() == ops.binary_weight_conv2d(x, weight, 3).stride()
+    check("binary_weight_conv2d", x[:, :, ::2].round(), weight, 3, padding=(1, 1))
+
+
+@gpu
+@pytest.mark.parametrize("first", SIZES)
+@pytest.mark.parametrize("second", [1, 32, 40, 129])
+def test_select_channels(first: int, second: int) -> None:
+    channels = [first, 0, second]
+    inputs = [random_packed(3, 13, count) for count in channels]
+    every = torch.arange(first + second)
+    for index in (every, torch.randperm(len(every)), every[first // 2 :], every.flip(0), every[:0]):
+        check("select_channels", inputs, channels, index.int())
+    views = [inputs[0].transpose(0, 1), random_packed(13, 6, second)[:, ::2]]
+    check("select_channels", views, [first, second], every.int())
+    shuffled = every.repeat(128)[: 128 * (len(every) // 2)].view(-1, 128).T.flatten()
+    check("select_channels", inputs, channels, shuffled.int())
+
+
+@gpu
+def test_select_channels_of_many_inputs() -> None:
+    inputs = [random_packed(5, 33) for _ in range(129)]
+    index = torch.randperm(128 * 33).int()
+    check("select_channels", inputs[:128], [33] * 128, index)
+    with pytest.raises(RuntimeError, match="inputs must be 1 to 128 tensors"):
+        ops.select_channels(on_gpu(inputs), [33] * 129, index.cuda())
 
 
 @gpu
@@ -369,10 +488,32 @@ def test_max_pool2d(
     dilation: tuple[int, int],
     ceil_mode: bool,
 ) -> None:
-    for channels in (1, 33, 64, 100):
+    for channels in (1, 33, 64, 100, 128, 200):
         x = random_packed(2, 8, 9, channels)
         check("max_pool2d", x, kernel, stride, padding, dilation, ceil_mode)
         check("max_pool2d", x, kernel, stride, padding, dilation, ceil_mode, random_flip(channels))
+
+
+@gpu
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 2), (5, 7)])
+@pytest.mark.parametrize("stride", [None, (1, 1), (2, 3)])
+def test_pools_of_real_maps(
+    kernel: tuple[int, int], stride: tuple[int, int] | None, ceil_mode: bool
+) -> None:
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    for channels in (1, 3, 4, 33, 64):
+        for x in (torch.randn(2, 9, 11, channels), awkward_floats(2, 9, 11, channels)):
+            for pad in ((0, 0), padding):
+                check("max_pool2d_float", x, kernel, stride, pad, (1, 1), ceil_mode)
+                for counted in (False, True):
+                    check("avg_pool2d", x, kernel, stride, pad, ceil_mode, counted)
+                check("avg_pool2d", x, kernel, stride, pad, ceil_mode, True, 7)
+    if kernel != (5, 7):
+        check("max_pool2d_float", x, kernel, stride, padding, (2, 3), ceil_mode)
+    for view in (x.transpose(1, 2), x[:, ::2], torch.randn(1 + x.numel())[1:].view(x.shape)):
+        check("max_pool2d_float", view, (2, 2))
+        check("avg_pool2d", view, (2, 2))
 
 
 def empty_calls() -> list[tuple[str, tuple[Any, ...]]]:
@@ -392,6 +533,14 @@ def empty_calls() -> list[tuple[str, tuple[Any, ...]]]:
         ("conv2d", (map_, kernel, 40)),
         ("conv2d_float", (map_, kernel, 40)),
         ("max_pool2d", (map_, (2, 2))),
+        ("max_pool2d_float", (torch.empty(0, 6, 6, 40), (2, 2))),
+        ("avg_pool2d", (torch.empty(2, 6, 6, 0), (2, 2))),
+        ("select_channels", ([random_packed(0, 40)], [40], torch.arange(9, dtype=torch.int32))),
+        ("elementwise", (torch.empty(0, 40), [("add", torch.ones(40))], torch.float32)),
+        ("elementwise", (torch.empty(3, 0), [], None, torch.empty(0))),
+        ("binary_weight_linear", (torch.empty(0, 40), weight, 40)),
+        ("binary_weight_linear", (torch.empty(3, 0), random_packed(5, 0), 0)),
+        ("binary_weight_conv2d", (torch.empty(0, 40, 6, 6), kernel, 40)),
     ]
 
 
@@ -401,96 +550,98 @@ def test_empty(name: str, args: tuple[Any, ...]) -> None:
     check(name, *args)
 
 
-def operator_calls() -> dict[str, dict[str, Any]]:
-    """One call of every operator that has a CUDA kernel, with all of its arguments."""
-    row, weight, vector = random_packed(3, 40), random_packed(5, 40), torch.randn(5)
-    map_, kernel = random_packed(2, 6, 6, 40), random_packed(5, 3, 3, 40)
-    linear = {"input": row, "weight": weight, "in_features": 40}
-    conv2d = {
-        "input": map_,
-        "weight": kernel,
-        "in_channels": 40,
-        "stride": [1, 1],
-        "padding": [1, 1],
-        "dilation": [1, 1],
-        "groups": 1,
-        "pad_value": 0,
-    }
-    affine = {"scale": vector, "bias": vector, "dtype": torch.bfloat16}
-    bits = {"threshold": random_threshold(5), "flip": random_flip(5)}
-    return {
-        "pack": {"input": torch.randn(3, 5), "threshold": vector, "flip": random_flip(5)},
-        "unpack": {"packed": row, "channels": 40, "dtype": torch.float16},
-        "flatten": {"packed": map_, "channels": 40},
-        "tile_weight": {"weight": kernel, "groups": 1},
-        "linear": linear,
-        "linear_float": linear | affine,
-        "linear_bits": linear | bits,
-        "conv2d": conv2d,
-        "conv2d_float": conv2d | affine,
-        "conv2d_bits": conv2d | bits,
-        "max_pool2d": {
-            "input": map_,
-            "kernel_size": [2, 2],
-            "stride": [2, 2],
-            "padding": [0, 0],
-            "dilation": [1, 1],
-            "ceil_mode": False,
-            "minimum": random_flip(40),
-        },
-    }
+def calls_on(device: str) -> dict[str, dict[str, Any]]:
+    """A call of every operator, as its schema has it, with all of its arguments."""
+    calls = tree_map_only(Tensor, lambda tensor: tensor.to(device), examples())
+    for arguments in calls.values():
+        if "tiles" in arguments:  # every device has its own
+            weight = arguments["weight"]
+            arguments["tiles"] = ops.tile_weight(weight, arguments.get("groups", 1))
+    channels = 5  # of the results of these examples
+    vectors = [torch.randn(channels, device=device) for _ in range(3)]
+    for name in ("linear", "conv2d"):
+        sums = getattr(torch.ops.bnn_ext, name)(**calls[name])
+        calls[f"{name}_fused"] = calls[name] | {
+            "operations": [0, 1, 5],
+            "operands": [vectors[0], torch.randn(sums.shape, device=device), *vectors[1:]],
+            "dtype": torch.float16,
+            "threshold": vectors[0],
+            "flip": random_flip(channels).to(device),
+        }
+    fused = ("operations", "operands", "dtype", "threshold", "flip")
+    calls["elementwise"] = {name: calls["linear_fused"][name] for name in fused}
+    calls["elementwise"]["input"] = torch.randn(2, channels, device=device)
+    return calls
 
 
-def all_on_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: on_gpu(value) for name, value in arguments.items()}
+def test_there_is_a_call_of_every_operator() -> None:
+    assert calls_on("cpu").keys() == set(ops.__all__)
 
 
 @gpu
-@pytest.mark.parametrize(("name", "arguments"), operator_calls().items())
-def test_opcheck(name: str, arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ops.__all__)
+def test_opcheck(name: str) -> None:
     operator = getattr(torch.ops.bnn_ext, name).default
-    torch.library.opcheck(operator, (), all_on_gpu(arguments))
+    torch.library.opcheck(operator, (), calls_on(DEVICE)[name])
+
+
+def tensor_arguments(arguments: dict[str, Any]) -> list[str]:
+    return [name for name, value in arguments.items() if isinstance(value, Tensor)]
 
 
 @gpu
-@pytest.mark.parametrize(
-    "name", sorted(operator_calls().keys() - {"unpack", "flatten", "tile_weight"})
-)
+@pytest.mark.parametrize("name", ops.__all__)
 def test_a_cpu_argument_among_cuda_arguments_is_an_error(name: str) -> None:
-    operator, arguments = getattr(torch.ops.bnn_ext, name), operator_calls()[name]
-    tensors = {key for key, value in arguments.items() if isinstance(value, Tensor)}
-    assert len(tensors) > 1
-    for stays in tensors:
+    operator, arguments = getattr(torch.ops.bnn_ext, name), calls_on(DEVICE)[name]
+    names = tensor_arguments(arguments)
+    if name.startswith("binary_weight"):
+        names.remove("tiles")  # which CUDA does not read there
+    for stays in names:
+        moved = arguments | {stays: arguments[stays].cpu()}
+        if all(value.is_cpu for value in tree_leaves(moved) if isinstance(value, Tensor)):
+            continue
         with pytest.raises(RuntimeError, match=r"must be on .*found the CPU"):
-            operator(**(all_on_gpu(arguments) | {stays: arguments[stays]}))
+            operator(**moved)
 
 
 @gpu
-@pytest.mark.parametrize(("name", "arguments"), operator_calls().items())
-def test_runs_on_the_current_stream_without_synchronizing(
-    name: str, arguments: dict[str, Any]
-) -> None:
-    operator, arguments = getattr(torch.ops.bnn_ext, name), all_on_gpu(arguments)
+@pytest.mark.parametrize("name", ops.__all__)
+def test_runs_on_the_current_stream_without_synchronizing(name: str) -> None:
+    operator, arguments = getattr(torch.ops.bnn_ext, name), calls_on(DEVICE)[name]
     expected = operator(**arguments)
     # Capture fails on work in another stream and on any synchronization.
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = operator(**arguments)
-    found.zero_()
+    for result in tree_leaves(found):
+        result.zero_()
     graph.replay()
+    assert_same(found, expected)
+
+
+@gpu
+def test_waits_for_what_comes_before_it_on_its_stream() -> None:
+    source, x = torch.randn(64, 4096, device=DEVICE), torch.zeros(64, 4096, device=DEVICE)
+    expected = ops.pack(source)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # so many cycles that a kernel elsewhere would be done
+        x.copy_(source)
+        found = ops.pack(x)
+    torch.cuda.current_stream().wait_stream(stream)
     assert torch.equal(found, expected)
 
 
 @gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize(("name", "arguments"), operator_calls().items())
-def test_runs_on_the_device_of_its_input(name: str, arguments: dict[str, Any]) -> None:
-    operator = getattr(torch.ops.bnn_ext, name)
-    expected = operator(**all_on_gpu(arguments))
-    moved = {k: v.to("cuda:1") if isinstance(v, Tensor) else v for k, v in arguments.items()}
+@pytest.mark.parametrize("name", ops.__all__)
+def test_runs_on_the_device_of_its_input(name: str) -> None:
+    operator, arguments = getattr(torch.ops.bnn_ext, name), calls_on(DEVICE)[name]
+    moved = tree_map_only(Tensor, lambda tensor: tensor.to("cuda:1"), arguments)
     found = operator(**moved)
-    assert found.device == torch.device("cuda:1")
-    assert torch.equal(found.cpu(), expected.cpu())
+    assert all(result.device == torch.device("cuda:1") for result in tree_leaves(found))
+    assert_same(found, operator(**arguments))
 
 
 @gpu
@@ -507,4 +658,11 @@ def test_sequence() -> None:
     sequence.constants = [constant.cuda() for constant in sequence.constants]
     kernel = torch.ops.bnn_ext.sequence([x.cuda()], sequence.constants, sequence.program)
     for actual in (sequence([x.cuda()]), kernel):
-        assert all(torch.equal(a.cpu(), e) for a, e in zip(actual, expected, strict=True))
+        assert_same(actual, expected)
+    input = x.cuda()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = sequence([input])
+    input.copy_(torch.randn(3, 40))
+    graph.replay()
+    assert_same(found, sequence([input]))

@@ -43,14 +43,16 @@ def checked_by_kernel(wrapper: Callable[_P, _R]) -> Callable[_P, _R]:
     return checked_by(getattr(torch.ops.bnn_ext, wrapper.__name__).default)(wrapper)
 
 
-def runs_now(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a kernel will run on the CPU: nothing is traced or faked, no gradient is asked."""
+def runs_now(
+    args: Sequence[Any], kwargs: dict[str, Any], devices: tuple[str, ...] = ("cpu",)
+) -> bool:
+    """Whether a kernel will run on `devices`: nothing is traced or faked, no gradient is asked."""
     input = args[0] if args else None
     if isinstance(input, (tuple, list)) and input:
         input = input[0]
     if not isinstance(input, Tensor) or type(input) not in (Tensor, nn.Parameter):
         return False
-    if not input.is_cpu or torch.compiler.is_compiling():
+    if input.device.type not in devices or torch.compiler.is_compiling():
         return False
     return not (torch.is_grad_enabled() and _requires_grad((*args, *kwargs.values())))
 

@@ -3,7 +3,7 @@
 At batch 1 a small layer takes as long as the way to its kernel: the wrapper, torch's dispatcher,
 the conversion of every argument. A sequence goes that way once for a whole network.
 
-The operator takes a program, text of decimal numbers that csrc/cpu/sequence.cpp explains and runs.
+The operator takes a program, text of decimal numbers that csrc/common/sequence.h explains and runs.
 Text, since the fake kernel must read it as well, where tensors have no contents.
 """
 
@@ -70,7 +70,7 @@ def _packed(wrapper: Callable[..., Any]) -> _Operator:
     return _Operator(wrapper, kernel, kinds)
 
 
-# Numbered as in csrc/cpu/sequence.cpp.
+# Numbered as in csrc/common/sequence_operators.inl.
 _OPERATORS = {
     "pack": _packed(pack),
     "flatten": _packed(flatten),
@@ -119,8 +119,8 @@ class Call:
 class Sequence:
     """Calls of operators that run one after the other without Python in between.
 
-    The results are those of the calls one by one. These are what runs where a gradient is asked,
-    and on CUDA tensors. A sequence can be copied and pickled, and several threads may call it.
+    The results are those of the calls one by one. These are what runs where a gradient is asked.
+    A sequence can be copied and pickled, and several threads may call it.
 
         sequence = Sequence(
             ["image"],
@@ -142,7 +142,7 @@ class Sequence:
         inputs: the names of the inputs.
         constants: the tensors of the calls, without gradients. Whoever moves a sequence puts the
             moved tensors in their places.
-        program: the calls as csrc/cpu/sequence.cpp reads them.
+        program: the calls as csrc/common/sequence.h reads them.
 
     Raises:
         ValueError: an unknown operator or value, a name given twice, an output that may not be one.
@@ -179,7 +179,7 @@ class Sequence:
             raise ValueError(
                 f"inputs must be {', '.join(self.inputs)}, found {len(inputs)} tensors"
             )
-        if runs_now(inputs, {}):
+        if runs_now(inputs, {}, devices=("cpu", "cuda")):
             try:
                 return _kernel(inputs, self.constants, self.program)
             except (RuntimeError, TypeError, ValueError):
@@ -401,6 +401,3 @@ def _by_kernel(name: str, arguments: dict[str, Any]) -> Any:
 @torch.library.register_fake("bnn_ext::sequence")
 def _run_by_kernels(inputs: list[Tensor], constants: list[Tensor], program: str) -> list[Tensor]:
     return _run(inputs, constants, program, _by_kernel)
-
-
-torch.library.impl("bnn_ext::sequence", "CUDA", _run_by_kernels)

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/tensor.h"
+#include "cpu/operators.h"
 
 namespace bnn_ext::cpu {
 

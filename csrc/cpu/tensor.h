@@ -18,9 +18,6 @@ namespace bnn_ext::cpu {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A tensor that nobody needs any more: a result may be written over it.
-using Room = std::optional<Tensor>;
-
 // The wrappers in bnn_ext/ops raise friendlier errors first; these keep a direct call of the
 // operator from reading or writing out of bounds.
 inline Tensor checked(const Tensor& tensor, const char* name, ScalarType dtype) {
