@@ -6,6 +6,7 @@
 #include "common/permuted.h"
 #include "cuda/arguments.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/operators.cuh"
 #include "cuda/signed_sums.cuh"
 
 namespace bnn_ext::cuda {

@@ -1,6 +1,7 @@
 // conv2d, conv2d_float, conv2d_bits and conv2d_fused: convolutions of packed NHWC maps.
 #include <torch/csrc/stable/library.h>
 
+#include "cuda/operators.cuh"
 #include "cuda/outputs.cuh"
 
 namespace bnn_ext::cuda {
@@ -37,6 +38,8 @@ Product checked(const Tensor& input, const Tensor& weight, int64_t in_channels,
   const std::vector<int64_t> sizes = {x.size(0), window.output.y, window.output.x};
   return {conv, product(sizes), sizes, x, w, tiles_operand(tiles, w, input)};
 }
+
+}  // namespace
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels,
               const Integers& stride, const Integers& padding, const Integers& dilation,
@@ -76,8 +79,6 @@ std::vector<Tensor> conv2d_fused(const Tensor& input, const Tensor& weight, int6
       checked(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles),
       operations, operands, dtype, threshold, flip);
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));

@@ -4,6 +4,7 @@
 #include "cuda/arguments.cuh"
 #include "cuda/elementwise.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/operators.cuh"
 #include "cuda/step_operands.cuh"
 
 namespace bnn_ext::cuda {

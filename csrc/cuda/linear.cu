@@ -1,6 +1,7 @@
 // linear, linear_float, linear_bits and linear_fused: dot products of packed rows.
 #include <torch/csrc/stable/library.h>
 
+#include "cuda/operators.cuh"
 #include "cuda/outputs.cuh"
 
 namespace bnn_ext::cuda {
@@ -16,6 +17,8 @@ Product checked(const Tensor& input, const Tensor& weight, int64_t in_features,
   const std::vector<int64_t> sizes = leading_sizes(x);
   return {conv, product(sizes), sizes, x, w, tiles_operand(tiles, w, input)};
 }
+
+}  // namespace
 
 Tensor linear(const Tensor& input, const Tensor& weight, int64_t in_features,
               const std::optional<Tensor>& tiles) {
@@ -44,8 +47,6 @@ std::vector<Tensor> linear_fused(const Tensor& input, const Tensor& weight, int6
   return fused(checked(input, weight, in_features, tiles), operations, operands, dtype, threshold,
                flip);
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
   m.impl("linear", TORCH_BOX(&linear));

@@ -3,6 +3,7 @@
 
 #include "cuda/arguments.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/operators.cuh"
 #include "cuda/pack.cuh"
 
 namespace bnn_ext::cuda {
@@ -48,6 +49,8 @@ void launch_pack(const Tensor& input, const std::optional<Tensor>& threshold,
            channels);
   }
 }
+
+}  // namespace
 
 Tensor pack(const Tensor& input, const std::optional<Tensor>& threshold,
             const std::optional<Tensor>& flip) {
@@ -130,8 +133,6 @@ Tensor flatten(const Tensor& packed, int64_t channels) {
                 channels, mutable_data<Word>(output));
   return output;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
   m.impl("pack", TORCH_BOX(&pack));

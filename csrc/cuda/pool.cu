@@ -3,6 +3,7 @@
 
 #include "cuda/arguments.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/operators.cuh"
 #include "cuda/pool.cuh"
 
 namespace bnn_ext::cuda {

@@ -3,6 +3,7 @@
 
 #include "cuda/arguments.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/operators.cuh"
 #include "cuda/select_channels.cuh"
 
 namespace bnn_ext::cuda {
