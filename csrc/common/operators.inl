@@ -52,9 +52,9 @@ Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channel
                    int64_t pad_value, const Tensor& threshold, const std::optional<Tensor>& flip,
                    const std::optional<Tensor>& tiles);
 std::vector<Tensor> conv2d_fused(
-    const Room& room, const Tensor& input, const Tensor& weight, int64_t in_channels, const Pair& stride,
-    const Pair& padding, const Pair& dilation, int64_t groups, int64_t pad_value,
-    const std::vector<int64_t>& operations, const std::vector<Tensor>& operands,
+    const Room& room, const Tensor& input, const Tensor& weight, int64_t in_channels,
+    const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
+    int64_t pad_value, const std::vector<int64_t>& operations, const std::vector<Tensor>& operands,
     const std::optional<ScalarType>& dtype, const std::optional<Tensor>& threshold,
     const std::optional<Tensor>& flip, const std::optional<Tensor>& tiles);
 
@@ -87,7 +87,8 @@ Tensor avg_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stri
 Tensor select_channels(const std::vector<Tensor>& inputs, const std::vector<int64_t>& channels,
                        const Tensor& index);
 
-std::vector<Tensor> elementwise(const Room& room, const Tensor& input, const std::vector<int64_t>& operations,
+std::vector<Tensor> elementwise(const Room& room, const Tensor& input,
+                                const std::vector<int64_t>& operations,
                                 const std::vector<Tensor>& operands,
                                 const std::optional<ScalarType>& dtype,
                                 const std::optional<Tensor>& threshold,

@@ -67,14 +67,12 @@ Tensor conv2d_bits(const Tensor& input, const Tensor& weight, int64_t in_channel
       threshold, flip);
 }
 
-std::vector<Tensor> conv2d_fused(const Tensor& input, const Tensor& weight, int64_t in_channels,
-                                 const Integers& stride, const Integers& padding,
-                                 const Integers& dilation, int64_t groups, int64_t pad_value,
-                                 const Integers& operations, const std::vector<Tensor>& operands,
-                                 const std::optional<ScalarType>& dtype,
-                                 const std::optional<Tensor>& threshold,
-                                 const std::optional<Tensor>& flip,
-                                 const std::optional<Tensor>& tiles) {
+std::vector<Tensor> conv2d_fused(
+    const Room& /*room*/, const Tensor& input, const Tensor& weight, int64_t in_channels,
+    const Integers& stride, const Integers& padding, const Integers& dilation, int64_t groups,
+    int64_t pad_value, const Integers& operations, const std::vector<Tensor>& operands,
+    const std::optional<ScalarType>& dtype, const std::optional<Tensor>& threshold,
+    const std::optional<Tensor>& flip, const std::optional<Tensor>& tiles) {
   return fused(
       checked(input, weight, in_channels, stride, padding, dilation, groups, pad_value, tiles),
       operations, operands, dtype, threshold, flip);
@@ -84,7 +82,7 @@ STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_float", TORCH_BOX(&conv2d_float));
   m.impl("conv2d_bits", TORCH_BOX(&conv2d_bits));
-  m.impl("conv2d_fused", TORCH_BOX(&conv2d_fused));
+  m.impl("conv2d_fused", TORCH_BOX(&WithoutRoom<&conv2d_fused>::call));
 }
 
 }  // namespace bnn_ext::cuda

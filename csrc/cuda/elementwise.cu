@@ -29,7 +29,8 @@ void launch_elementwise(const Elementwise& fused, const Tensor& input) {
 
 }  // namespace
 
-std::vector<Tensor> elementwise(const Tensor& input, const std::vector<int64_t>& operations,
+std::vector<Tensor> elementwise(const Room& /*room*/, const Tensor& input,
+                                const std::vector<int64_t>& operations,
                                 const std::vector<Tensor>& operands,
                                 const std::optional<ScalarType>& dtype,
                                 const std::optional<Tensor>& threshold,
@@ -87,6 +88,8 @@ std::vector<Tensor> elementwise(const Tensor& input, const std::vector<int64_t>&
   return results;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) { m.impl("elementwise", TORCH_BOX(&elementwise)); }
+STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
+  m.impl("elementwise", TORCH_BOX(&WithoutRoom<&elementwise>::call));
+}
 
 }  // namespace bnn_ext::cuda

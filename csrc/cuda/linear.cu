@@ -37,8 +37,8 @@ Tensor linear_bits(const Tensor& input, const Tensor& weight, int64_t in_feature
   return bits(checked(input, weight, in_features, tiles), threshold, flip);
 }
 
-std::vector<Tensor> linear_fused(const Tensor& input, const Tensor& weight, int64_t in_features,
-                                 const std::vector<int64_t>& operations,
+std::vector<Tensor> linear_fused(const Room& /*room*/, const Tensor& input, const Tensor& weight,
+                                 int64_t in_features, const std::vector<int64_t>& operations,
                                  const std::vector<Tensor>& operands,
                                  const std::optional<ScalarType>& dtype,
                                  const std::optional<Tensor>& threshold,
@@ -52,7 +52,7 @@ STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("linear_float", TORCH_BOX(&linear_float));
   m.impl("linear_bits", TORCH_BOX(&linear_bits));
-  m.impl("linear_fused", TORCH_BOX(&linear_fused));
+  m.impl("linear_fused", TORCH_BOX(&WithoutRoom<&linear_fused>::call));
 }
 
 }  // namespace bnn_ext::cuda

@@ -56,8 +56,8 @@ std::vector<Tensor> fused_in_two(const Product& product, const std::vector<int64
   const auto rest = operands.begin() + static_cast<std::ptrdiff_t>(taken);
   const Tensor floats = fused(product, {operations.begin(), middle}, {operands.begin(), rest},
                               ScalarType::Float, std::nullopt, std::nullopt)[0];
-  return elementwise(floats, {middle, operations.end()}, {rest, operands.end()}, dtype, threshold,
-                     flip);
+  return elementwise(std::nullopt, floats, {middle, operations.end()}, {rest, operands.end()},
+                     dtype, threshold, flip);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The results of linear and conv2d: int32 sums, floats, packed bits, floats and bits after steps.
 #pragma once
 
+#include "cuda/operators.cuh"
 #include "cuda/path.cuh"
 #include "cuda/step_operands.cuh"
 
@@ -20,12 +21,5 @@ std::vector<Tensor> fused(const Product& product, const std::vector<int64_t>& op
                           const std::optional<ScalarType>& dtype,
                           const std::optional<Tensor>& threshold,
                           const std::optional<Tensor>& flip);
-
-// The operator of that name.
-std::vector<Tensor> elementwise(const Tensor& input, const std::vector<int64_t>& operations,
-                                const std::vector<Tensor>& operands,
-                                const std::optional<ScalarType>& dtype,
-                                const std::optional<Tensor>& threshold,
-                                const std::optional<Tensor>& flip);
 
 }  // namespace bnn_ext::cuda
