@@ -73,6 +73,46 @@ void test_conv2d(int rounds) {
     check_way(round % kWays, Problem(random_convolution(), pick(1, 3)));
 }
 
+// What a warp holds of 16 rows and `words` words of columns, some of which are past the end.
+template <int words>
+void test_warp_tile() {
+  for (int round = 0; round < 20; ++round) {
+    const int64_t rows = pick(1, 16), all = pick(1, 32 * words + 70);
+    const int64_t first = 32 * pick(0, (all - 1) / 32);
+    const int count = at_most(all - first, 32 * words);
+    const auto value = [](int64_t row, int64_t column) {
+      return static_cast<int32_t>((row * 7919 + column * 104729) % 1009 - 500);
+    };
+    std::vector<int32_t> sums(rows * all, kGarbage);
+    std::vector<Word> bits(rows * word_count(all), kGarbage);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t column = first; column < first + count; ++column) {
+        Word& word = bits[row * word_count(all) + column / 32];
+        if (column % 32 == 0) word = 0;
+        word |= Word{value(row, column) >= 0} << (column % 32);
+        sums[row * all + column] = value(row, column);
+      }
+    }
+    Buffer<int32_t> stored_sums(sums.size(), kGarbage);
+    Buffer<Word> stored_bits(bits.size(), kGarbage);
+    const Buffer<int32_t> threshold(all, 0);
+    emulator::launch({1, 32, 0}, ++seed, [&] {
+      const int lane = ptx::thread_index();
+      int32_t dots[4 * words][4];
+      for (int t = 0; t < 4 * words; ++t)
+        for (int i = 0; i < 4; ++i)
+          dots[t][i] = value(lane / 4 + 8 * (i / 2), first + 8 * t + 2 * (lane % 4) + i % 2);
+      const Rows all_rows = {0, rows};
+      const Columns columns = {first, count, all};
+      store_warp_tile(StoreSum{stored_sums.data()}, all_rows, columns, dots);
+      store_warp_tile(StoreBits{stored_bits.data(), threshold.data(), nullptr}, all_rows, columns,
+                      dots);
+    });
+    check_equal("sums of a warp", stored_sums.values(), sums);
+    check_equal("bits of a warp", stored_bits.values(), bits);
+  }
+}
+
 // Each tile belongs to one block, and neighbours in number share rows or columns.
 void test_tile_order() {
   for (const int64_t rows : {1, 7, 8, 9, 21})
@@ -147,6 +187,10 @@ int main(int argc, char** argv) {
     test_no_bank_conflicts();
     test_cursor();
     test_limits();
+    test_warp_tile<1>();
+    test_warp_tile<2>();
+    test_warp_tile<4>();
+    test_warp_tile<8>();
     test_linear();
     test_conv2d(argc > 2 ? std::atoi(argv[2]) : 42);
   } catch (const emulator::Failure& failure) {
