@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,8 @@ class FlipRatio:
             print(flips.update())
 
     Args:
-        params: at least one. After a resume, make it when the weights are loaded.
+        params: at least one. After a resume between two looks, make it when the weights are loaded;
+            in the middle, give it its state_dict.
 
     Raises:
         ValueError: there is no weight.
@@ -129,3 +131,14 @@ class FlipRatio:
         before, self._positive = self._positive, self._look()
         flips = sum((a != b).sum() for a, b in zip(before, self._positive, strict=True))
         return float(flips) / sum(weight.numel() for weight in self._params)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The signs at the last look."""
+        return {"positive": self._positive}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._positive = [
+            positive.to(weight.device)
+            for positive, weight in zip(state_dict["positive"], self._params, strict=True)
+        ]
