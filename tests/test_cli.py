@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mnist_files import write_mnist
+from image_files import write_mnist
 
 import bnn_ext
 from bnn_ext import cli, data, diagnostics
@@ -61,7 +61,7 @@ def test_demo_learns_and_writes_its_files(demo_run):
     for file in files:
         assert file in run.stdout
 
-    images, labels = data.digits().test.tensors
+    images, labels = data.digits().test[:]
     fast = bnn_ext.load(folder / "demo" / "digits.bnn")
     accuracy = (fast(images).argmax(1) == labels).double().mean().item()
     assert accuracy > 0.5  # after one epoch; the full demonstration reaches 99 %
@@ -100,7 +100,7 @@ def test_mistakes_give_one_line_and_status_2(tmp_path, monkeypatch, capsys):
     def missing(root: Path) -> None:
         raise FileNotFoundError(f"MNIST is not in {root}")
 
-    recipe = demo.Recipe(missing, lambda: None, 1, 2, 0)
+    recipe = demo.Recipe(missing, lambda: None, 1, 2)
     monkeypatch.setitem(demo.RECIPES, "mnist", recipe)
     assert cli.main(["demo", "--dataset", "mnist", "--data-root", "x", "--output", output]) == 2
     assert capsys.readouterr().err == "bnn-ext demo: MNIST is not in x\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import signal
 import time
 
@@ -15,7 +16,7 @@ from torch.utils.data import TensorDataset
 import bnn_ext
 from bnn_ext import data, models
 from bnn_ext import nn as bnn
-from bnn_ext.training import Classifier, demo, fit, plots
+from bnn_ext.training import Classifier, Optimization, demo, fit, plots
 
 # --- models ---------------------------------------------------------------------------------------
 
@@ -54,12 +55,16 @@ def tiny_model() -> nn.Sequential:
     )
 
 
-def train_tiny(epochs: int = 3, learning_rate: float = 5e-3, **keywords):
+def train_tiny(epochs: int = 3, lr: float = 5e-3, **keywords):
     L.seed_everything(0, verbose=False)
-    dataset = bright_or_dark(64)
-    classifier = Classifier(tiny_model(), num_classes=2, learning_rate=learning_rate)
-    train, val = data.loader(dataset, 16, shuffle=True), data.loader(dataset, 64)
+    classifier = Classifier(tiny_model(), 2, Optimization(lr=lr))
+    train, val = loaders(bright_or_dark(64), 16)
     return classifier, fit(classifier, train, val, epochs=epochs, **keywords)
+
+
+def loaders(dataset: TensorDataset, batch_size: int):
+    images = data.ImageData("bright or dark", dataset, dataset, num_classes=2, background=0.0)
+    return data.Batches(images, batch_size, seed=0), data.EvaluationBatches(dataset, 64)
 
 
 def test_fit_learns_and_logs_one_row_per_epoch(tmp_path):
@@ -68,7 +73,8 @@ def test_fit_learns_and_logs_one_row_per_epoch(tmp_path):
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     # The classes lie 8 standard deviations of the mean apart, so a net that learns separates them.
     assert rows[-1]["val_acc"] > 0.95
-    assert rows[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)  # rounding of the cosine
+    last_step = 5e-3 * (1 + math.cos(math.pi * 47 / 48)) / 2  # of 12 epochs of 4 steps
+    assert rows[-1]["learning_rate"] == pytest.approx(last_step, rel=1e-12)  # rounding
     assert all(row["seconds"] > 0 for row in rows)
     with open(tmp_path / "logs" / "tiny" / "metrics.csv") as file:
         logged = list(csv.DictReader(file))
@@ -88,7 +94,7 @@ def test_fit_repeats_with_the_same_seed():
 
 def test_fit_clips_latent_weights_and_nothing_else():
     # Adam moves a weight by about the learning rate in a step: here far over the limit.
-    classifier, _ = train_tiny(epochs=1, learning_rate=3.0)
+    classifier, _ = train_tiny(epochs=1, lr=3.0)
     for layer in classifier.model:
         if isinstance(layer, (bnn.BinaryConv2d, bnn.BinaryLinear)):
             assert layer.weight.abs().max() == 1
@@ -108,9 +114,9 @@ def test_fit_stops_with_keyboard_interrupt():
             raise KeyboardInterrupt
 
     classifier = Classifier(tiny_model(), num_classes=2)
-    train = data.loader(Interrupting(*bright_or_dark(4).tensors), 2)
+    train, val = loaders(Interrupting(*bright_or_dark(4).tensors), 2)
     with pytest.raises(KeyboardInterrupt):
-        fit(classifier, train, train, epochs=1)
+        fit(classifier, train, val, epochs=1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

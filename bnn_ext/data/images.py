@@ -1,95 +1,74 @@
-"""The common form of the data sets, their batches, and augmentation."""
+"""The common form of the data sets, and augmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    RandomSampler,
-    Sampler,
-    SequentialSampler,
-    TensorDataset,
-)
+from torch.utils.data import Dataset
+
+DRAWS = 3  # random numbers that `augment` needs of an image
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images, each image by its own."""
+
+    shift: int = 0  # up to so many pixels in each direction
+    flip: bool = False  # half of the images left to right
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set of labelled images, all in memory.
+    """A data set of labelled images.
 
-    Both parts hold two tensors: normalized images, float32 `[N, C, H, W]`, and labels, int64 `[N]`
-    in 0 .. num_classes - 1.
+    Parts in memory hold two tensors: normalized images, float32 `[N, C, H, W]`, and labels, int64
+    `[N]` in 0 .. num_classes - 1. `dataset[indices]` of any part gives these for a batch.
     """
 
     title: str
-    train: TensorDataset
-    test: TensorDataset
+    train: Dataset[Any]
+    test: Dataset[Any]
     num_classes: int
-    background: float  # the normalized value of an empty pixel
+    background: float | Tensor  # the normalized value of an empty pixel, perhaps of each channel
+    val: Dataset[Any] | None = None  # training images held out to choose the best epoch with
+    augmentation: Augmentation | None = None
 
 
-def loader(
-    dataset: TensorDataset,
-    batch_size: int,
-    *,
-    shuffle: bool = False,
-    augment: Callable[[Tensor], Tensor] | None = None,
-) -> DataLoader[Any]:
-    """Batches `(images, labels)` of a part of `ImageData`.
+def augment(
+    images: Tensor, augmentation: Augmentation, fill: float | Tensor, draws: Tensor
+) -> Tensor:
+    """Changes each image at random, as its draws say.
 
-    A batch is taken by one indexing of the tensors, not put together from single images: many
-    times faster, and no worker processes are needed.
-
-    Args:
-        dataset: images and labels.
-        batch_size: images in a batch.
-        shuffle: new random order in every pass, for training; the incomplete last batch is then
-            left out, because BatchNorm's statistics over a few images would be poor.
-        augment: applied to the images of each batch.
-
-    Raises:
-        ValueError: `batch_size` is not positive, or leaves no full batch to shuffle.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-    if shuffle and batch_size > len(dataset):
-        raise ValueError(
-            f"batch_size must be at most {len(dataset)}, the images there are, found {batch_size}"
-        )
-    order: Sampler[int] = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-
-    def collate(batch: Any) -> tuple[Tensor, Tensor]:
-        images, labels = batch
-        return (images if augment is None else augment(images)), labels
-
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=BatchSampler(order, batch_size, drop_last=shuffle),
-        collate_fn=collate,
-    )
-
-
-def random_shift(images: Tensor, limit: int, fill: float) -> Tensor:
-    """Moves each image by its own random offset of up to `limit` pixels in each direction.
+    An image's result depends on nothing but the image and its own draws: it is the same in whatever
+    batch, process or order images come.
 
     Args:
         images: `[N, C, H, W]`.
-        limit: largest offset in pixels; offsets are uniform on -limit .. limit.
-        fill: value of the pixels that come in from outside.
+        augmentation: what may happen to them.
+        fill: value of the pixels that come in from outside, for all channels or `[C]`.
+        draws: uniform on [0, 1), `[N, DRAWS]`.
 
     Returns:
         `[N, C, H, W]`.
     """
-    count, _, height, width = images.shape
-    padded = F.pad(images, (limit, limit, limit, limit), value=fill)
-    top, left = torch.randint(0, 2 * limit + 1, (2, count, 1))
+    if augmentation.shift > 0:
+        offsets = (draws[:, :2].T * (2 * augmentation.shift + 1)).long()
+        images = _shift(images, offsets, augmentation.shift, fill)
+    if augmentation.flip:
+        images = torch.where(draws[:, 2].view(-1, 1, 1, 1) < 0.5, images, images.flip(-1))
+    return images
+
+
+def _shift(images: Tensor, offsets: Tensor, limit: int, fill: float | Tensor) -> Tensor:
+    """Cuts each image out of its padded form at its own offsets `[2, N]` from the top left."""
+    count, channels, height, width = images.shape
+    padded = images.new_empty(count, channels, height + 2 * limit, width + 2 * limit)
+    padded[:] = torch.as_tensor(fill, dtype=images.dtype).view(-1, 1, 1)
+    padded[:, :, limit : limit + height, limit : limit + width] = images
+    top, left = offsets[:, :, None]
     rows = (top + torch.arange(height))[:, :, None]
     columns = (left + torch.arange(width))[:, None, :]
     image = torch.arange(count)[:, None, None]

@@ -9,7 +9,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -43,12 +43,11 @@ class Recipe:
     model: Callable[[], nn.Sequential]
     epochs: int
     batch_size: int
-    max_shift: int  # augmentation, in pixels
 
 
 RECIPES = {
-    "digits": Recipe(lambda root: data.digits(), models.digits_cnn, 12, 64, max_shift=1),
-    "mnist": Recipe(data.mnist, models.mnist_cnn, 5, 128, max_shift=1),
+    "digits": Recipe(functools.partial(data.load, "digits"), models.digits_cnn, 12, 64),
+    "mnist": Recipe(functools.partial(data.load, "mnist"), models.mnist_cnn, 5, 128),
 }
 
 
@@ -103,7 +102,8 @@ def run(
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2, for BatchNorm, found {batch_size}")
     images = recipe.load(data_root)
-    test_images, test_labels = images.test.tensors
+    train_images, _ = images.train[:]
+    test_images, test_labels = images.test[:]
 
     output.mkdir(parents=True, exist_ok=True)
     model_file = output / f"{dataset}.bnn"
@@ -113,12 +113,12 @@ def run(
 
     L.seed_everything(seed, verbose=False)
     model = recipe.model()
-    sizes = f"{len(images.train):,} training and {len(images.test):,} test images"
+    sizes = f"{len(train_images):,} training and {len(test_images):,} test images"
     _say("data", f"{images.title}: {sizes}")
     weights = sum(layer.weight.numel() for layer in _binary_layers(model))
     _say("model", f"a convolutional network with {weights:,} weights, each +1 or -1")
     _say("train", f"{_count(epochs, 'epoch')}; train, val: accuracy on training and test images\n")
-    history = train(model, images, recipe, epochs, batch_size, log_dir)
+    history = train(model, images, epochs, batch_size, seed, log_dir)
 
     print()
     # The first layer by torch, too: then every output is the same, bit for bit.
@@ -158,19 +158,19 @@ def run(
 def train(
     model: nn.Module,
     images: ImageData,
-    recipe: Recipe,
     epochs: int,
     batch_size: int,
+    seed: int,
     log_dir: Path,
 ) -> list[dict[str, float]]:
     """Trains `model` and puts it in eval mode; returns a row of figures per epoch."""
     # PyTorch's CPU convolutions are a third faster with channels last, in training and after it.
     model.to(memory_format=torch.channels_last)
-    shift = functools.partial(data.random_shift, limit=recipe.max_shift, fill=images.background)
+    shifted = replace(images, augmentation=data.Augmentation(shift=1))
     history = fit(
-        Classifier(model, images.num_classes),
-        data.loader(images.train, batch_size, shuffle=True, augment=shift),
-        data.loader(images.test, _EVAL_BATCH),
+        Classifier(model, images.num_classes, seed=seed),
+        data.Batches(shifted, batch_size, seed=seed),
+        data.EvaluationBatches(images.test, _EVAL_BATCH),
         epochs=epochs,
         log_dir=log_dir,
     )

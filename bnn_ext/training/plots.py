@@ -38,7 +38,7 @@ def plot_training(history: Sequence[dict[str, float]], title: str, path: Path) -
         title: of the whole picture.
         path: the PNG file; an existing one is replaced.
     """
-    figure, (loss, accuracy) = _figure(title, panels=2, size=(9, 3.8))
+    figure, (loss, accuracy) = new_figure(title, panels=2, size=(9, 3.8))
     epochs = [row["epoch"] for row in history]
     for axes, quantity in ((loss, "loss"), (accuracy, "acc")):
         for stage, label, color in (("train", "training", GREY), ("val", "test", BLUE)):
@@ -52,7 +52,7 @@ def plot_training(history: Sequence[dict[str, float]], title: str, path: Path) -
     loss.legend(frameon=False)
     accuracy.set_title(f"accuracy, {history[-1]['val_acc']:.2%} in the end")
     accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(pairs: Sequence[Pair], title: str, path: Path) -> None:
@@ -63,7 +63,7 @@ def plot_comparison(pairs: Sequence[Pair], title: str, path: Path) -> None:
         title: of the whole picture.
         path: the PNG file; an existing one is replaced.
     """
-    figure, panels = _figure(title, panels=len(pairs), size=(3 * len(pairs), 3.8))
+    figure, panels = new_figure(title, panels=len(pairs), size=(3 * len(pairs), 3.8))
     for axes, pair in zip(panels, pairs, strict=True):
         values = [pair.float32, pair.packed]
         bars = axes.bar(["float32", "packed"], values, color=[GREY, BLUE], width=0.62)
@@ -82,13 +82,16 @@ def plot_comparison(pairs: Sequence[Pair], title: str, path: Path) -> None:
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="x", length=0)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(title: str, panels: int, size: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
+def new_figure(
+    title: str, panels: int, size: tuple[float, float], rows: int = 1
+) -> tuple[Figure, Sequence[Axes]]:
+    """An empty picture and its panels, row by row."""
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.15))
     figure.suptitle(title, color=TEXT, fontweight="bold")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    axes = list(figure.subplots(rows, -(-panels // rows), squeeze=False).flat)
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
         panel.spines[["left", "bottom"]].set_color(GREY)
@@ -96,7 +99,8 @@ def _figure(title: str, panels: int, size: tuple[float, float]) -> tuple[Figure,
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a picture; an existing file is replaced at one stroke."""
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, format="png", dpi=150)
     os.replace(temporary, path)
