@@ -102,7 +102,8 @@ def test_resume_takes_the_settings_of_the_checkpoint_and_its_folder(digits_run, 
     assert (found.seed, found.schedule, found.model) == (4, "constant", "binary_dense_mlp")
 
 
-def test_ctrl_c_in_the_terminal_leaves_a_run_that_goes_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_a_run_that_goes_on(number, tmp_path):
     command = [sys.executable, "-m", "bnn_ext.cli", "train", *SMALL, "--gpus", "none"]
     command += ["--epochs", "5000", "--results-dir", str(tmp_path), "--save", "run"]
     process = subprocess.Popen(
@@ -112,7 +113,7 @@ def test_ctrl_c_in_the_terminal_leaves_a_run_that_goes_on(tmp_path):
     while not (tmp_path / "run" / "metrics.csv").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130
     assert err == "\nstopping after this step; Ctrl-C again stops at once\n\nstopped\n"
