@@ -534,7 +534,7 @@ def empty_calls() -> list[tuple[str, tuple[Any, ...]]]:
         ("conv2d_float", (map_, kernel, 40)),
         ("max_pool2d", (map_, (2, 2))),
         ("max_pool2d_float", (torch.empty(0, 6, 6, 40), (2, 2))),
-        ("avg_pool2d", (torch.empty(2, 6, 6, 0), (2, 2))),
+        ("avg_pool2d", (torch.empty(0, 6, 6, 40), (2, 2))),
         ("select_channels", ([random_packed(0, 40)], [40], torch.arange(9, dtype=torch.int32))),
         ("elementwise", (torch.empty(0, 40), [("add", torch.ones(40))], torch.float32)),
         ("elementwise", (torch.empty(3, 0), [], None, torch.empty(0))),
