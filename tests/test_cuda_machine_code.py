@@ -82,3 +82,19 @@ def test_main_loops_of_mma(tmp_path, architecture):
         # On 7.5, nvcc computes some addresses of columns anew rather than keep them.
         if architecture != "75":
             assert not [line for line in loop if not line.startswith(".L") and multiplies(line)]
+
+
+@pytest.mark.parametrize("architecture", ["80", "90a"])
+def test_kernels_that_memory_bounds_move_16_bytes_at_a_time(tmp_path, architecture):
+    cubin = tmp_path / "kernels.cubin"
+    build("cuda_stream_kernels.cu", architecture, cubin)
+    functions = disassemble(cubin)
+    assert len(functions) == 14  # with flatten, which is no template
+    for name, function in functions.items():
+        names = {operation(line) for line in function if not line.startswith(".L")}
+        assert not [n for n in names if n.startswith(("LDL", "STL"))], name
+        # What packing reads and unpacking writes is many times as much as the bits.
+        if not re.search("unpack|flatten|select_channels", name):
+            assert any(n.startswith("LDG.E.128") for n in names), name
+        if re.search("unpack|pool|elementwise|select_channels", name):
+            assert any(n.startswith("STG.E.128") for n in names), name
