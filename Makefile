@@ -15,7 +15,7 @@ demo: .venv/installed ## train a small network on real digits, convert it and co
 	$(BIN)/bnn-ext demo
 
 test: .venv/installed ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # Python itself is not instrumented, so the sanitizers' runtime is loaded first. A finding ends the
 # process: pytest must not hold back what it prints.
