@@ -9,7 +9,7 @@ from typing import NamedTuple
 import openvino_binary
 import torch
 from peers import Peers, Work, float_peers
-from run import Run, parser
+from run import Run, on_cuda, parser
 from timing import Implementation, at_levels
 from torch import Tensor, nn
 
@@ -136,8 +136,16 @@ def peers(problem: Problem, threads: int) -> Peers:
     return {"OpenVINO binary": binary} | float_peers(work)
 
 
-@torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
+    if on_cuda(arguments):
+        from gpu import conv  # which needs this module's shapes
+
+        return conv.main(arguments)
+    return on_cpu(arguments)
+
+
+@torch.no_grad()
+def on_cpu(arguments: Sequence[str] | None) -> None:
     options = parser(__doc__, rounds=50)
     options.add_argument("--batch", type=int, default=1, help="images in a call (1)")
     options.add_argument("--shapes", nargs="+", choices=["all", *SHAPES], default=["3x3"])

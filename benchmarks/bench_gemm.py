@@ -9,7 +9,7 @@ from typing import NamedTuple
 import openvino_binary
 import torch
 from peers import Peers, Work, float_peers, torch_int8
-from run import Run, parser
+from run import Run, on_cuda, parser
 from timing import Implementation, at_levels
 from torch import Tensor, nn
 
@@ -72,8 +72,16 @@ def peers(problem: Problem, threads: int) -> Peers:
     return {"OpenVINO binary": binary, "torch int8 _int_mm": integers} | float_peers(work)
 
 
-@torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
+    if on_cuda(arguments):
+        from gpu import gemm  # which needs this module's shapes
+
+        return gemm.main(arguments)
+    return on_cpu(arguments)
+
+
+@torch.no_grad()
+def on_cpu(arguments: Sequence[str] | None) -> None:
     options = parser(__doc__, rounds=20)
     options.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
     chosen = options.parse_args(arguments)

@@ -24,8 +24,24 @@ RESULTS = Path(__file__).parent / "results"
 ONEDNN_ISAS = ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
+def add_device(options: argparse.ArgumentParser) -> None:
+    options.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="what to measure; cuda has options of its own: see --device cuda --help (cpu)",
+    )
+
+
+def on_cuda(arguments: Sequence[str] | None) -> bool:
+    """Whether the arguments ask for the benchmark's CUDA side."""
+    options = argparse.ArgumentParser(add_help=False)
+    add_device(options)
+    return options.parse_known_args(arguments)[0].device == "cuda"
+
+
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks share."""
+    """The options that all benchmarks on a CPU share."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--threads", type=int, default=1, help="of every implementation (1)")
     options.add_argument(

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds, tests and measures on a machine with a GPU, in stages that can be run alone:
 #
-#   benchmarks/run_on_gpu.sh OUTPUT_FOLDER [build|tests|ceilings|sanitize]...
+#   benchmarks/run_on_gpu.sh OUTPUT_FOLDER [build|tests|sanitize|ceilings|gemm|conv|models]...
 #
 # benchmarks/README.md says what each writes. BNN_EXT_COMMIT names the commit of a copy without .git.
 set -uo pipefail
 
-stages=(build tests ceilings sanitize)
+stages=(build tests sanitize ceilings gemm conv models)
 
 build() {
   local package
@@ -22,6 +22,9 @@ build() {
 tests() { python3 -m gpu.run_tests "$output/tests.json"; }
 sanitize() { python3 -m gpu.sanitize "$output/sanitize.json"; }
 ceilings() { python3 -m gpu.ceilings "$output/ceilings.json"; }
+gemm() { python3 bench_gemm.py --device cuda --output "$output/gemm.json"; }
+conv() { python3 bench_conv.py --device cuda --output "$output/conv.json"; }
+models() { python3 bench_models.py --device cuda --output "$output/models.json"; }
 
 usage() {
   echo "usage: benchmarks/run_on_gpu.sh OUTPUT_FOLDER [STAGE...], with stages of: ${stages[*]}" >&2

@@ -67,7 +67,7 @@ def measure(implementations: Sequence[Implementation], rounds: int) -> list[Timi
         for i in range(len(implementations)):
             which = (turn + i) % len(implementations)
             blocks[which].append(_time_block(implementations[which], calls[which]))
-    return [_timing(seconds) for seconds in blocks]
+    return [timing_of(seconds) for seconds in blocks]
 
 
 def _time_block(implementation: Implementation, calls: int) -> float:
@@ -96,7 +96,7 @@ def _calls_per_block(implementation: Implementation) -> int:
     return math.ceil(BLOCK_SECONDS / seconds)
 
 
-def _timing(seconds: list[float]) -> Timing:
+def timing_of(seconds: Sequence[float]) -> Timing:
     median = statistics.median(seconds)
     first, _, third = statistics.quantiles(seconds, n=4)
     return Timing(median, (third - first) / median, min(seconds))
