@@ -1,7 +1,8 @@
 """Draws what the benchmarks wrote: bars with ratios, and a roofline for each CPU level.
 
-Beside each `results/<cpu>/<what>.json` comes `<what>.png`, and for all of a folder's runs on one
-thread `roofline.png`.
+Beside each `results/<device>/<what>.json` comes `<what>.png`. For all of a CPU's runs on one thread
+there is `roofline.png`; for a GPU's matrix products `gemm_sizes.png`, their rates by size, and for
+its convolutions one file for each batch.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def rate(row: Row) -> tuple[float, str]:
     """What more of is better, and its unit."""
     per_second = 1e3 / row["median_ms"]
     if row["what"].startswith("model_"):
-        return int(row["shape"].split("x")[0]) * per_second, "images/s"
+        return _size(row) * per_second, "images/s"
+    if "tera_ops_per_s" in row:
+        return row["tera_ops_per_s"], "TOP/s"
     if row["gmacs"] is None:
         return row["bytes"] * per_second / 1e9, "GB/s"
     return row["gmacs"], "GMAC/s"
@@ -60,7 +63,9 @@ def rate(row: Row) -> tuple[float, str]:
 
 def draw_bars(document: Document, title: str, path: Path) -> None:
     """A panel for each problem, a bar for each implementation; ours in front of its limit."""
-    problems = list(dict.fromkeys((row["what"], row["shape"]) for row in document["rows"]))
+    problems = dict.fromkeys(
+        (row["what"], row["shape"]) for row in document["rows"] if is_ours(row)
+    )
     panels = []
     for problem in problems:
         rows, missing = (
@@ -81,7 +86,7 @@ def draw_bars(document: Document, title: str, path: Path) -> None:
 
 
 def _bars(rows: Sequence[Row]) -> list[Row]:
-    """Without the register peaks, which stand behind ours; of slower levels only one output."""
+    """Without the register peaks, which stand behind ours; of other levels only one output."""
     first = next(row for row in rows if is_ours(row))
     level = first["impl"].split()[-1]
     return [
@@ -106,7 +111,7 @@ def _draw_panel(axes: Axes, title: str, bars: Sequence[Row], missing: Sequence[R
             axes.barh(y, _limit(row), BAR, color=LIGHT_BLUE)
         axes.barh(y, value, BAR, color=BLUE if is_ours(row) else GREY)
         label = f"{_digits(row['median_ms'])} ms"
-        if row["fraction_of_peak"] and not is_limit(row):
+        if row.get("fraction_of_peak") and not is_limit(row):
             label += f", {row['fraction_of_peak']:.0%} of the limit"
         if not is_ours(row) and not is_limit(row):
             label += f", bnn_ext is {_digits(rate(best)[0] / value)}x as fast"
@@ -114,7 +119,7 @@ def _draw_panel(axes: Axes, title: str, bars: Sequence[Row], missing: Sequence[R
         axes.text(end + 0.012 * widest, y, label, va="center", fontsize=8, color=TEXT)
     for y, row in enumerate(missing, start=len(bars)):
         axes.text(0.012 * widest, y, row["reason"], va="center", fontsize=8, color=ORANGE)
-    names = [*(_name(row) for row in bars), *(row["impl"] for row in missing)]
+    names = [_name(row) for row in (*bars, *missing)]
     axes.set_yticks(range(len(names)), names)
     axes.set(xlim=(0, 1.6 * widest), ylim=(len(names) - 0.4, -0.6))
     axes.set_xlabel(unit)
@@ -129,13 +134,13 @@ def _digits(value: float) -> str:
 
 
 def _name(row: Row) -> str:
-    says_output = row["output_dtype"] in row["impl"].split()
-    return row["impl"] if says_output else f"{row['impl']}, {row['output_dtype']}"
+    output = row.get("output_dtype")
+    return row["impl"] if output in (None, *row["impl"].split()) else f"{row['impl']}, {output}"
 
 
 def _limit(row: Row) -> float:
     """What the row's rate is measured against, or the rate itself."""
-    return rate(row)[0] / (row["fraction_of_peak"] or 1)
+    return rate(row)[0] / (row.get("fraction_of_peak") or 1)
 
 
 # --- roofline -------------------------------------------------------------------------------------
@@ -218,6 +223,50 @@ def _draw_roofs(axes: Axes, level: str, peak: float, bandwidths: Mapping[str, fl
     axes.grid(color=FAINT)
 
 
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+def draw_sizes(document: Document, ceilings: Sequence[Row], path: Path) -> None:
+    """Rates of square products on a GPU over their size; ours by the chosen path in thick lines."""
+    rows = [row for row in document["rows"] if row["what"] == "gemm"]
+    if not any(map(is_ours, rows)):
+        return
+    squares: dict[str, list[Row]] = {}
+    for row in _bars(rows):
+        squares.setdefault(_name(row), []).append(row)
+    figure, (axes,) = _figure(document, "products of square matrices", (8.6, 6), 1, 1)
+    for number, (name, rows) in enumerate(squares.items()):
+        chosen = name.startswith("bnn_ext auto")
+        axes.plot(
+            [*map(_size, rows)],
+            [rate(row)[0] for row in rows],
+            "-" if chosen else "--" if is_ours(rows[0]) else ":",
+            color=COLORS[number % len(COLORS)],
+            linewidth=2.2 if chosen else 1.2,
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            label=name,
+        )
+    binary = [row for row in ceilings if row["what"].startswith("BGMMA")]
+    if binary:
+        best = max(binary, key=lambda row: row["tera_ops_per_s"])
+        axes.axhline(
+            best["tera_ops_per_s"], color=TEXT, linewidth=1, label=f"limit, {best['what']}"
+        )
+    axes.set(xscale="log", yscale="log", xlabel="size", ylabel="TOP/s")
+    ticks = sorted({_size(row) for rows in squares.values() for row in rows})
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(color=FAINT)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _size(row: Row) -> int:
+    """The first of its shape: rows of a product, images of a batch."""
+    return int(row["shape"].split("x")[0])
+
+
 # --- figures --------------------------------------------------------------------------------------
 
 
@@ -226,7 +275,7 @@ def _figure(
 ) -> tuple[Figure, list[Axes]]:
     first = document["rows"][0]
     versions = ", ".join(f"{k} {v}" for k, v in document["versions"].items() if v)
-    isa = document["onednn_max_cpu_isa"]
+    isa = document.get("onednn_max_cpu_isa")
     limited = f", oneDNN limited to {isa}" if isa else ""
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(
@@ -251,17 +300,34 @@ def _save(figure: Figure, path: Path) -> None:
     print(f"written to {path}")
 
 
+def _parts(name: str, document: Document) -> dict[str, Document]:
+    """What is drawn as one figure: a file, but of a GPU's convolutions one batch."""
+    if name != "conv":
+        return {name: document}
+    parts: dict[str, Any] = {}
+    for key in ("rows", "missing"):
+        for row in document[key]:
+            part = f"{name}_batch{_size(row)}"
+            parts.setdefault(part, {**document, "rows": [], "missing": []})[key].append(row)
+    return parts
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     options = parser.parse_args(arguments)
     for folder in sorted(path for path in options.results.iterdir() if path.is_dir()):
         files = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-        documents = {path: file for path, file in files.items() if "rows" in file}
+        documents = {path: file for path, file in files.items() if file.get("rows")}
+        on_cpu = [document for document in documents.values() if "cpu_level" in document]
         for path, document in documents.items():
-            draw_bars(document, path.stem.replace("_", " "), path.with_suffix(".png"))
-        if documents:
-            draw_roofline(list(documents.values()), folder / "roofline.png")
+            for name, part in _parts(path.stem, document).items():
+                draw_bars(part, name.replace("_", " "), folder / f"{name}.png")
+        if on_cpu:
+            draw_roofline(on_cpu, folder / "roofline.png")
+        if (gemm := folder / "gemm.json") in documents:
+            ceilings = files.get(folder / "ceilings.json", {"ceilings": []})["ceilings"]
+            draw_sizes(documents[gemm], ceilings, folder / "gemm_sizes.png")
 
 
 if __name__ == "__main__":

@@ -49,13 +49,13 @@ class Problem:
 
     def candidates(self) -> list[Candidate]:
         return [
-            Candidate("bnn_ext eager", "float32", self._eager),
-            Candidate("bnn_ext torch.compile", "float32", self._compiled),
             Candidate("bnn_ext CUDA graph", "float32", self._graph),
             Candidate("bnn_ext CUDA graph, TF32", "float32", self._graph_tf32),
-            Candidate("torch fp16 NHWC eager", "float16", self._twin),
-            Candidate("torch fp16 NHWC torch.compile", "float16", self._compiled_twin),
+            Candidate("bnn_ext torch.compile", "float32", self._compiled),
+            Candidate("bnn_ext eager", "float32", self._eager),
             Candidate("torch fp16 NHWC CUDA graph", "float16", self._twin_graph),
+            Candidate("torch fp16 NHWC torch.compile", "float16", self._compiled_twin),
+            Candidate("torch fp16 NHWC eager", "float16", self._twin),
         ]
 
     def _eager(self) -> Callable[[], Tensor]:

@@ -85,18 +85,18 @@ class Run:
         Args:
             what, shape: the operator and its input; together the name of the problem.
             macs: multiply-accumulates of a call.
-            candidates: the table compares all others with the first that runs.
+            candidates: the first is ours and must run; the table compares all others with it.
         """
         problem = {"what": what, "shape": shape}
         timings = self._measure(problem, candidates)
-        first = next((timing for _, timing in timings if timing), None)
-        for candidate, timing in timings:
-            if timing is None or first is None:
-                self._note("missing", problem, candidate, "out of memory")
-                continue
+        first = timings.get(candidates[0])
+        if first is None:
+            self._note("wrong", problem, candidates[0], "has to run, and did not")
+        for candidate, timing in timings.items():
             row = _row(self.gpu, problem, candidate, timing, macs)
             self.lists["rows"].append(row)
-            print(f"{_line(row)}{timing.median / first.median:>7.2f}x as fast")
+            ratio = f"{timing.median / first.median:>7.2f}x as fast" if first else ""
+            print(f"{_line(row)}{ratio}")
         self._write()
         device.release()
 
@@ -111,12 +111,18 @@ class Run:
 
     def _measure(
         self, problem: dict[str, str], candidates: Sequence[Candidate]
-    ) -> list[tuple[Candidate, Timing | None]]:
+    ) -> dict[Candidate, Timing]:
+        """Of those that ran; the others are noted."""
         torch._dynamo.reset()  # it compiles a function for a few shapes only, then no more
-        ready = [(candidate, self._prepare(problem, candidate)) for candidate in candidates]
-        able = [(candidate, Call(run, candidate.path)) for candidate, run in ready if run]
-        timings = measure([call for _, call in able], self.options.rounds, self.from_idle)
-        return [(candidate, timing) for (candidate, _), timing in zip(able, timings, strict=True)]
+        calls: dict[Candidate, Call] = {}
+        for candidate in candidates:
+            if run := self._prepare(problem, candidate):
+                calls[candidate] = Call(run, candidate.path)
+        timings = measure([*calls.values()], self.options.rounds, self.from_idle)
+        for candidate, timing in zip(calls, timings, strict=True):
+            if timing is None:
+                self._note("missing", problem, candidate, "out of memory")
+        return {c: t for c, t in zip(calls, timings, strict=True) if t is not None}
 
     def _prepare(
         self, problem: dict[str, str], candidate: Candidate
@@ -153,7 +159,7 @@ def _row(
         "output_dtype": candidate.output_dtype,
         "median_ms": round(1e3 * timing.median, 6),
         "spread": round(timing.spread, 4),
-        "tera_ops_per_s": round(2 * macs / timing.median / 1e12, 2),
+        "tera_ops_per_s": round(2 * macs / timing.median / 1e12, 4),
         "bytes": candidate.bytes,
     }
 
