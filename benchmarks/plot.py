@@ -66,6 +66,8 @@ def draw_bars(document: Document, title: str, path: Path) -> None:
     problems = dict.fromkeys(
         (row["what"], row["shape"]) for row in document["rows"] if is_ours(row)
     )
+    if not problems:
+        return
     panels = []
     for problem in problems:
         rows, missing = (

@@ -22,9 +22,12 @@ build() {
 tests() { python3 -m gpu.run_tests "$output/tests.json"; }
 sanitize() { python3 -m gpu.sanitize "$output/sanitize.json"; }
 ceilings() { python3 -m gpu.ceilings "$output/ceilings.json"; }
-gemm() { python3 bench_gemm.py --device cuda --output "$output/gemm.json"; }
-conv() { python3 bench_conv.py --device cuda --output "$output/conv.json"; }
-models() { python3 bench_models.py --device cuda --output "$output/models.json"; }
+gemm() { limited python3 bench_gemm.py --device cuda --output "$output/gemm.json"; }
+conv() { limited python3 bench_conv.py --device cuda --output "$output/conv.json"; }
+models() { limited python3 bench_models.py --device cuda --output "$output/models.json"; }
+
+# A kernel may hang; what was measured before is in the file.
+limited() { timeout --kill-after=10 560 "$@"; }
 
 usage() {
   echo "usage: benchmarks/run_on_gpu.sh OUTPUT_FOLDER [STAGE...], with stages of: ${stages[*]}" >&2

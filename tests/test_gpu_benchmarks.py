@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from machine_code import disassemble, loops
+from torch import nn
+
+import bnn_ext
+from bnn_ext import nn as bnn
+from bnn_ext import ops, reference
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SCRIPT = BENCHMARKS / "run_on_gpu.sh"
@@ -340,6 +352,480 @@ def test_the_loops_hold_the_instructions_and_nothing_that_waits(tmp_path):
     assert sorted(seen, key=str) == sorted([*shapes, *["BMMA"] * 3], key=str)
 
 
+# --- measuring ------------------------------------------------------------------------------------
+
+WGMMA_REFUSES = "the path wgmma cannot run this"
+
+
+class Event:
+    """By the host's clock."""
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, later: Event) -> float:
+        return 1e3 * (later.time - self.time)
+
+
+@contextlib.contextmanager
+def at_path(path: str) -> Iterator[None]:
+    if path == "wgmma":
+        raise RuntimeError(f"{WGMMA_REFUSES}\nand the places in C++ that said so")
+    yield
+
+
+@pytest.fixture
+def cpu(monkeypatch, one_thread):
+    """The CPU in the place of the GPU; it has no path wgmma."""
+    from gpu import device
+
+    def use(name: str, value: Any) -> None:
+        monkeypatch.setattr(device, name, value)
+
+    monkeypatch.setattr("gpu.timing.BLOCK_MILLISECONDS", 0.01)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    # main() sets these; so they are restored.
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    use("DEVICE", "cpu")
+    use("name", lambda: "NVIDIA H200 NVL")
+    use("event", Event)
+    use("synchronize", lambda: None)
+    use("release", lambda: None)
+    use("flush_l2", lambda: None)
+    use("at_path", at_path)
+    use("graphed", lambda run: run)
+
+
+def measured(main: Callable[[list[str]], None], output: Path, *arguments: str) -> dict:
+    main(["--device", "cuda", "--rounds", "2", "--output", str(output), *arguments])
+    return json.loads(output.read_text())
+
+
+def names(rows: list[dict], shape: str) -> list[tuple[str, str]]:
+    return [(row["impl"], row["output_dtype"]) for row in rows if row["shape"] == shape]
+
+
+def test_calls_take_turns_each_at_its_path_with_a_cold_cache(cpu, monkeypatch):
+    from gpu import device, timing
+
+    log: list[str] = []
+    path = ["auto"]
+
+    @contextlib.contextmanager
+    def at_path(name: str) -> Iterator[None]:
+        path[0] = name
+        yield
+        path[0] = "auto"
+
+    monkeypatch.setattr(device, "at_path", at_path)
+    monkeypatch.setattr(device, "flush_l2", lambda: log.append("flush"))
+    monkeypatch.setattr(device, "synchronize", lambda: log.append("wait"))
+
+    def called(name: str) -> timing.Call:
+        def run() -> None:
+            time.sleep(1e-4)  # longer than a block: one call in each
+            log.append(f"{name} by {path[0]}")
+
+        return timing.Call(run, path=name)
+
+    timings = timing.measure([called("mma"), called("popc")], rounds=2)
+    assert all(t is not None and 1e-4 < t.fastest <= t.median < 1 for t in timings)
+    mma, popc = (["flush", f"{name} by {name}", "wait"] for name in ("mma", "popc"))
+    assert log == [*mma * 2, *popc * 2, *popc, *mma]  # each once to count calls, then two rounds
+
+    log.clear()
+    timing.measure([called("mma")], rounds=2, from_idle=True)
+    assert log == ["flush", "wait", "mma by mma", "wait"] * 3
+
+
+def test_what_runs_out_of_memory_or_takes_long_does_not_stop_the_others(cpu, monkeypatch):
+    from gpu import timing
+
+    calls = []
+
+    def fails_later() -> None:
+        calls.append("fails")
+        if calls.count("fails") == 3:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(timing, "ENOUGH_SECONDS", 1e-3)
+
+    def lasts() -> None:
+        calls.append("lasts")
+        time.sleep(1e-3)
+
+    out_of_memory, long = timing.measure([timing.Call(fails_later), timing.Call(lasts)], rounds=9)
+    assert out_of_memory is None
+    assert long is not None
+    assert (calls.count("fails"), calls.count("lasts")) == (3, 1 + 3)
+
+
+def test_the_path_is_set_and_given_back(monkeypatch):
+    from gpu import device
+
+    seen = []
+    module = SimpleNamespace(set_path=seen.append)
+    monkeypatch.setattr(bnn_ext, "_C_cuda", module, raising=False)
+    with pytest.raises(ValueError), device.at_path("mma"):
+        raise ValueError
+    assert seen == ["mma", "auto"]
+
+
+def test_without_a_gpu_the_benchmarks_say_so(monkeypatch):
+    import bench_gemm
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch sees none"):
+        bench_gemm.main(["--device", "cuda"])
+
+
+@pytest.mark.parametrize("channels", [1, 31, 32, 33, 128, 1000])
+def test_random_operands_are_packed_and_parts_of_results_fit(cpu, channels):
+    from gpu.operands import Part, random_bits
+
+    packed = random_bits(5, channels)
+    values = reference.unpack(packed, channels)
+    assert torch.equal(reference.pack(values), packed)  # so the tail bits are 0
+    part = Part(channels)
+    assert part.words[0] == 0 and part.words[-1] == reference.words(channels) - 1
+    assert torch.equal(part.of_result(values, False), values[:, part.channels])
+    bits = part.of_result(packed, True)
+    assert torch.equal(bits, reference.pack(part.of_result(values, False)))
+    assert torch.equal(part.of(values[0]), values[0, part.channels])
+
+
+def moved(*tensors: torch.Tensor) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def test_gemm_on_a_gpu(cpu, tmp_path, monkeypatch, capsys):
+    import bench_gemm
+    from gpu import gemm
+
+    shape, row = bench_gemm.Shape(40, 100, 72), bench_gemm.Shape(1, 64, 33)
+    monkeypatch.setattr(gemm, "SHAPES", {"gemm": [shape], "gemv": [row]})
+    document = measured(bench_gemm.main, tmp_path / "gemm.json")
+    assert document["complete"]
+    assert not document["wrong"] and not document["not_reached"]
+    outputs = ("bits", "float16", "int32")
+    for size, paths in ((shape, ("auto", "popc", "mma")), (row, ("auto", "popc", "gemv", "mma"))):
+        assert names(document["rows"], str(size)) == [
+            *((f"bnn_ext {path}", output) for output in outputs for path in paths),
+            ("torch bf16", "bfloat16"),
+            ("torch int8 _int_mm", "int32"),
+            ("torch fp8 _scaled_mm", "bfloat16"),
+        ]
+    for missing in document["missing"]:
+        assert missing["impl"] == "bnn_ext wgmma"
+        assert missing["reason"] == f"RuntimeError: {WGMMA_REFUSES}"
+    assert len(document["missing"]) == 2 * len(outputs)
+    printed = capsys.readouterr().out
+    assert "1.00x as fast" in printed and f"missing: RuntimeError: {WGMMA_REFUSES}" in printed
+
+    for measurement in document["rows"]:
+        assert measurement["device"] == "NVIDIA H200 NVL"
+        size = shape if measurement["what"] == "gemm" else row
+        operations = measurement["tera_ops_per_s"] * 1e9 * measurement["median_ms"]
+        assert operations == pytest.approx(2 * size.macs, rel=0.01, abs=1e5)
+        assert (measurement["bytes"] is not None) == measurement["impl"].startswith("bnn_ext")
+    problem = gemm.Problem(shape)
+    for output, call in gemm.OUTPUTS.items():
+        o = problem.operands
+        assert gemm.moved_bytes(shape, output) == moved(o.input, o.weight, call(ops, o))
+
+
+def test_conv_on_a_gpu(cpu, tmp_path, monkeypatch):
+    import bench_conv
+    from gpu import conv
+
+    shapes = [bench_conv.Shape(40, 33, 5), bench_conv.Shape(64, 40, 6, kernel=1, stride=2)]
+    monkeypatch.setattr(conv, "SHAPES", {"resnet18": shapes[:1], "vgg": shapes[1:]})
+    document = measured(bench_conv.main, tmp_path / "conv.json", "--batches", "3", "1")
+    assert document["complete"] and not document["wrong"]
+    problems = dict.fromkeys((row["what"], row["shape"]) for row in document["rows"])
+    assert list(problems) == [
+        ("conv2d_3x3", "3x40x5x5 -> 33"),
+        ("conv2d_1x1_stride2", "3x64x6x6 -> 40"),
+        ("conv2d_3x3", "1x40x5x5 -> 33"),
+        ("conv2d_1x1_stride2", "1x64x6x6 -> 40"),
+    ]
+    for _, size in problems:
+        assert names(document["rows"], size) == [
+            *((f"bnn_ext {path}", "bits") for path in ("auto", "popc", "mma")),
+            *(("bnn_ext auto", output) for output in ("int32", "float16", "residual")),
+            ("cuDNN fp16 NHWC", "float16"),
+            ("torch.compile fp16 NHWC", "float16"),
+        ]
+    for shape in shapes:
+        problem = conv.Problem(shape, batch=3)
+        o, image = problem.operands, torch.empty(3, 1, shape.size, shape.size)
+        height = nn.functional.conv2d(
+            image, torch.empty(1, 1, shape.kernel, shape.kernel), **problem.geometry
+        ).shape[2]
+        assert conv.out_size(shape) == height
+        for output, call in conv.OUTPUTS.items():
+            results = call(ops, o, **problem.fixed)
+            read = [o.stream, *results] if output == "residual" else [results]
+            found = conv.moved_bytes(shape, 3, output)
+            assert found == moved(o.input, o.weight, *read)
+
+
+def tiny() -> nn.Sequential:
+    conv = partial(bnn.BinaryConv2d, kernel_size=3, padding=1)
+    return nn.Sequential(
+        conv(3, 16, input_quantizer=None),
+        nn.BatchNorm2d(16),
+        conv(16, 40),
+        nn.BatchNorm2d(40),
+        nn.Flatten(),
+        bnn.BinaryLinear(40 * 8 * 8, 10),
+        nn.BatchNorm1d(10),
+    )
+
+
+def test_models_on_a_gpu(cpu, tmp_path, monkeypatch):
+    import bench_models
+    from gpu import models
+
+    monkeypatch.setattr(models, "MODELS", {"tiny": (tiny, (3, 8, 8))})
+    document = measured(bench_models.main, tmp_path / "models.json", "--batches", "11", "3", "1")
+    assert document["complete"] and not document["missing"] and not document["wrong"]
+    for batch in (11, 3, 1):
+        assert names(document["rows"], f"{batch}x3x8x8") == [
+            *((f"bnn_ext {how}", "float32") for how in ("CUDA graph", "CUDA graph, TF32")),
+            *((f"bnn_ext {how}", "float32") for how in ("torch.compile", "eager")),
+            *(
+                (f"torch fp16 NHWC {how}", "float16")
+                for how in ("CUDA graph", "torch.compile", "eager")
+            ),
+        ]
+
+
+def test_a_network_is_wrong_if_every_answer_is(cpu, monkeypatch):
+    from gpu import models
+
+    network = models.Network(tiny(), (3, 8, 8))
+    problem = models.Problem(network, batch=3)
+    spoiled = []
+
+    def run() -> torch.Tensor:  # as a rounding that moves bits in all images but one
+        answers = network.packed(problem.images).clone()
+        spoiled.append(len(answers))
+        answers[1 if sum(spoiled) <= 3 else 0 :] += 1
+        return answers
+
+    assert problem._checked(run) is run
+    assert len(spoiled) == 3  # 8 examples, 3 at a time
+    with pytest.raises(AssertionError, match="every answer is wrong"):
+        problem._checked(run)
+
+
+@pytest.mark.parametrize("name, output", [("linear", "int32"), ("linear_bits", "bits")])
+def test_wrong_results_are_noted_and_not_timed(cpu, tmp_path, monkeypatch, name, output):
+    import bench_gemm
+    from gpu import gemm
+
+    right = getattr(ops, name)
+
+    def wrong(*args: Any, **kwargs: Any) -> torch.Tensor:
+        result = right(*args, **kwargs)
+        result[-1, -1] ^= 1
+        return result
+
+    monkeypatch.setattr(ops, name, wrong)
+    monkeypatch.setattr(gemm, "SHAPES", {"gemm": [bench_gemm.Shape(200, 64, 320)], "gemv": []})
+    path = tmp_path / "gemm.json"
+    with pytest.raises(SystemExit, match="wrong results"):
+        measured(bench_gemm.main, path)
+    document = json.loads(path.read_text())
+    reason = {"1 of the 8,192 compared results are wrong"}  # of 64 rows and 128 channels
+    if output == "bits":
+        reason = {"1 of the 256 compared results are wrong"}
+    assert {w["reason"] for w in document["wrong"] if "compared" in w["reason"]} == reason
+    timed = {row["output_dtype"] for row in document["rows"] if "bnn_ext" in row["impl"]}
+    assert timed == {"bits", "float16", "int32"} - {output}
+
+
+def test_failures_are_noted_and_results_are_kept(cpu, tmp_path, monkeypatch, capsys):
+    import bench_gemm
+    from gpu import gemm
+
+    path = tmp_path / "gemm.json"
+    shapes = [bench_gemm.Shape(20, 64, size) for size in (8, 16, 24)]
+    monkeypatch.setattr(gemm, "SHAPES", {"gemm": shapes, "gemv": []})
+    Problem, seen = gemm.Problem, []
+
+    def problem(shape: Any) -> Any:
+        if path.exists():
+            seen.append(json.loads(path.read_text()))
+        if shape is shapes[1]:
+            raise torch.OutOfMemoryError("no place\nfor that")
+        return Problem(shape)
+
+    def no_memory(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gemm, "Problem", problem)
+    monkeypatch.setattr(torch, "_int_mm", no_memory)
+    with pytest.raises(SystemExit, match="1 wrong results or failures"):
+        measured(bench_gemm.main, path)
+    assert [len(document["rows"]) for document in seen] == [11, 11]  # after each of the first two
+    assert not any(document["complete"] for document in seen)
+    document = json.loads(path.read_text())
+    assert document["complete"]
+    (failed,) = document["wrong"]
+    assert failed == {
+        "what": "gemm",
+        "shape": "20x64 -> 16",
+        "reason": "OutOfMemoryError: no place",
+    }
+    reasons = {m["reason"] for m in document["missing"] if m["impl"] == "torch int8 _int_mm"}
+    assert reasons == {"OutOfMemoryError: CUDA out of memory"}
+    assert len(document["rows"]) == 22
+
+
+def test_what_the_time_does_not_reach_is_named(cpu, tmp_path, monkeypatch):
+    import bench_conv
+    from gpu import conv
+
+    monkeypatch.setattr(conv, "SHAPES", {"vgg": [bench_conv.Shape(32, 32, 4)]})
+    path = tmp_path / "conv.json"
+    document = measured(bench_conv.main, path, "--batches", "1", "--seconds", "0")
+    assert not document["rows"] and not document["complete"]
+    assert document["not_reached"] == [{"what": "conv2d_3x3", "shape": "1x32x4x4"}]
+
+
+def test_results_have_a_folder_for_each_gpu(cpu, tmp_path, monkeypatch):
+    from gpu import run
+
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    run.Run("gemm", run.parser(None).parse_args([])).finish()
+    assert (tmp_path / "h200-nvl/gemm.json").exists()
+
+
+# --- roofline -------------------------------------------------------------------------------------
+
+
+def test_the_roofline_page_is_what_the_script_prints(capsys):
+    from gpu import roofline
+
+    roofline.main()
+    assert capsys.readouterr().out == (BENCHMARKS / "roofline.md").read_text()
+
+
+def test_floors_of_a_product():
+    from gpu import roofline
+
+    product = next(p for p in roofline.gemms("gemm") if p.shape == "8192x8192 -> 8192")
+    assert product.output == "bits"
+    large = roofline.TILES["wgmma"][0]
+    estimate = roofline.by_tiles(product, large, roofline.Machine())
+    cycle = 1 / 1.83e9 / 132
+    assert estimate.floors == pytest.approx(
+        {
+            "compute": 8192**3 / 32768 * cycle,
+            "memory": 3 * 8192 * 8192 / 8 / 4.3e12,
+            # 64 x 32 tiles, each of 128 rows and 256 columns of 1024 bytes.
+            "L2": 64 * 32 * 384 * 1024 / 34 * cycle,
+            # These are written once; the rows are read twice and the columns by two consumers.
+            "shared": 64 * 32 * 3 * 384 * 1024 / 128 * cycle,
+        }
+    )
+    turn = 8 * 384 * 128 / 34 + 128 * 256 / 16  # cycles; 2048 tiles need 16 of them
+    assert estimate.expected == pytest.approx(2e-6 + 16 * turn / 1.83e9)
+    best = roofline.by_tensor_cores(product, "wgmma", roofline.Machine())
+    assert best.expected <= estimate.expected
+
+
+def test_small_depths_fill_whole_slabs_and_memory_may_bound():
+    from gpu import roofline
+
+    problems = {(p.shape, p.output): p for p in roofline.convolutions(256)}
+    product = problems["256x64x56x56", "residual"]
+    tile = roofline.TILES["wgmma"][2]
+    assert (product.rows, product.depth, product.columns) == (256 * 56 * 56, 18, 64)
+    estimate = roofline.by_tiles(product, tile, roofline.Machine())
+    tiles = 256 * 56 * 56 / 64
+    assert estimate.floors["L2"] == pytest.approx(tiles * 128 * 128 / 34 / 1.83e9 / 132)
+    assert estimate.expected == pytest.approx(2e-6 + estimate.floors["memory"])
+    gemv = next(p for p in roofline.gemms("gemv") if p.shape == "8x8192 -> 8192")
+    floors = roofline.by_popcounts(gemv, roofline.Machine()).floors
+    assert floors["compute"] == pytest.approx(8 * 8192 * 256 / 16 / 1.83e9 / 132)
+
+
+def test_the_roofline_page_takes_what_was_measured(tmp_path):
+    from gpu import roofline
+
+    def row(impl: str, milliseconds: float) -> dict:
+        return {
+            "what": "gemm",
+            "shape": "8192x8192 -> 8192",
+            "impl": impl,
+            "output_dtype": "bits",
+            "median_ms": milliseconds,
+        }
+
+    limits = [
+        {"what": "copy", "gbytes_per_s": 4200.0},
+        {"what": "BGMMA.64x128x256", "tera_ops_per_s": 13000.0},
+        {"what": "BGMMA.64x256x256", "tera_ops_per_s": 14000.0},
+    ]
+    header = {"commit": "1234567", "date": "2026-12-01T00:00:00", "device": {"name": "NVIDIA H200"}}
+    rows = [row("bnn_ext auto", 0.25), row("bnn_ext mma", 0.5)]
+    (tmp_path / "ceilings.json").write_text(json.dumps({"ceilings": limits}))
+    (tmp_path / "gemm.json").write_text(json.dumps({**header, "rows": rows}))
+    results = roofline.Results(tmp_path)
+    assert results.machine() == roofline.Machine(14e15, 4.2e12, measured=True)
+    page = roofline.page(results)
+    assert "`gemm.json` at commit 1234567, 2026-12-01" in page
+    assert "at 14.0 POP/s (8 times int8, measured)" in page
+    lines = [line.split(" | ") for line in page.splitlines() if line.endswith("% |")]
+    assert [(line[2].split()[0], line[-2]) for line in lines] == [("wgmma", "250"), ("mma", "500")]
+    for line, measured in zip(lines, (250, 500), strict=True):
+        assert float(line[-1].rstrip("% |")) == pytest.approx(
+            100 * float(line[-4]) / measured, 0.05
+        )
+
+    nothing = roofline.page(roofline.Results(tmp_path / "empty"))
+    assert "**Nothing on this page is measured yet**" in nothing
+    assert len(nothing.splitlines()) == len(page.splitlines())
+
+
+# --- plots ----------------------------------------------------------------------------------------
+
+
+def test_plots_of_a_gpu(cpu, tmp_path, monkeypatch):
+    import bench_conv
+    import bench_gemm
+    import plot
+    from gpu import conv, gemm
+
+    monkeypatch.setattr(
+        gemm, "SHAPES", {"gemm": [bench_gemm.Shape(n, n, n) for n in (32, 64)], "gemv": []}
+    )
+    monkeypatch.setattr(conv, "SHAPES", {"vgg": [bench_conv.Shape(32, 32, 4)]})
+    folder = tmp_path / "h200"
+    measured(bench_gemm.main, folder / "gemm.json")
+    measured(bench_conv.main, folder / "conv.json", "--batches", "2", "1")
+    limits = [{"what": "BGMMA.64x256x256", "tera_ops_per_s": 14000.0}]
+    (folder / "ceilings.json").write_text(json.dumps({"ceilings": limits}))
+    (folder / "tests.json").write_text('{"files": {}}')
+    plot.main(["--results", str(tmp_path)])
+    drawn = {path.stem for path in folder.glob("*.png") if path.stat().st_size > 10_000}
+    assert drawn == {"gemm", "gemm_sizes", "conv_batch2", "conv_batch1"}
+
+
+def test_a_plot_needs_results_of_ours(tmp_path):
+    import plot
+
+    row = {"what": "gemm", "shape": "8x8 -> 8", "impl": "torch bf16", "output_dtype": "bfloat16"}
+    document = {"rows": [row], "missing": []}
+    plot.draw_bars(document, "", tmp_path / "bars.png")
+    plot.draw_sizes(document, [], tmp_path / "sizes.png")
+    assert not list(tmp_path.iterdir())
+
+
 # --- the script -----------------------------------------------------------------------------------
 
 
@@ -359,7 +845,7 @@ def run_script(tmp_path: Path, *arguments: str, python: str) -> subprocess.Compl
 def test_the_script_rejects_what_is_no_stage(tmp_path, arguments):
     done = run_script(tmp_path, *arguments, python="exit 0")
     assert done.returncode == 2
-    assert "build tests ceilings sanitize" in done.stderr
+    assert "build tests sanitize ceilings gemm conv models" in done.stderr
     assert ("unknown stage: nonsense" in done.stderr) == ("nonsense" in arguments)
     assert not (tmp_path / "out").exists()
 
@@ -377,10 +863,15 @@ def test_stages_run_alone_or_all_and_a_failed_one_does_not_stop_the_others(tmp_p
     assert re.findall(r"^(\w+) (done|FAILED) after", done.stdout, re.MULTILINE) == [
         ("build", "done"),
         ("tests", "FAILED"),
-        ("ceilings", "done"),
         ("sanitize", "done"),
+        ("ceilings", "done"),
+        ("gemm", "done"),
+        ("conv", "done"),
+        ("models", "done"),
     ]
     assert "pip install" in (out / "build.log").read_text()
+    written = f"ran bench_conv.py --device cuda --output {out}/conv.json\n"
+    assert (out / "conv.log").read_text() == written
 
 
 def test_the_build_names_a_missing_package(tmp_path):
@@ -392,5 +883,7 @@ def test_the_build_names_a_missing_package(tmp_path):
 def test_every_module_that_the_script_names_exists():
     names = re.findall(r"python3 -m (gpu\.\w+)", SCRIPT.read_text())
     assert len(names) == 3
+    names += re.findall(r"python3 (bench_\w+)\.py --device cuda", SCRIPT.read_text())
+    assert len(names) == 6
     for name in names:
         assert callable(importlib.import_module(name).main)

@@ -222,8 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for shape in (shape for kind in chosen.shapes for shape in SHAPES[kind]):
             what, size = name(shape), shape.name(batch)
             if run.has_time(what, size):
-                problem = Problem(shape, batch)
-                run.compare(what, size, problem.macs, problem.ours() + problem.peers())
+                with run.problem(what, size) as compare:
+                    problem = Problem(shape, batch)
+                    compare(problem.macs, problem.ours() + problem.peers())
     run.finish()
 
 

@@ -157,9 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for kind in chosen.shapes:
         for shape in SHAPES[kind]:
             if run.has_time(kind, str(shape)):
-                problem = Problem(shape)
-                candidates = problem.ours(PATHS[kind]) + problem.peers()
-                run.compare(kind, str(shape), shape.macs, candidates)
+                with run.problem(kind, str(shape)) as compare:
+                    problem = Problem(shape)
+                    compare(shape.macs, problem.ours(PATHS[kind]) + problem.peers())
     run.finish()
 
 

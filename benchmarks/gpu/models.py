@@ -131,9 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for batch in chosen.batches:
             what, shape = f"model_{model}", "x".join(map(str, (batch, *image)))
             if run.has_time(what, shape):
-                network = network or Network(make(), image)
-                candidates = Problem(network, batch).candidates()
-                run.compare(what, shape, batch * network.macs, candidates)
+                with run.problem(what, shape) as compare:
+                    network = network or Network(make(), image)
+                    compare(batch * network.macs, Problem(network, batch).candidates())
     run.finish()
 
 

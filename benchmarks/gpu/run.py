@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +19,7 @@ from gpu.timing import Call, measure
 from run import RESULTS, add_device
 from timing import Timing
 
-_REASON_CHARACTERS = 200  # of an error's first line
+_REASON_CHARACTERS = 200
 
 
 class Candidate(NamedTuple):
@@ -79,15 +82,33 @@ class Run:
         self.lists["not_reached"].append({"what": what, "shape": shape})
         return False
 
-    def compare(self, what: str, shape: str, macs: int, candidates: Sequence[Candidate]) -> None:
-        """Times all that can run together, and writes the file.
+    @contextmanager
+    def problem(
+        self, what: str, shape: str
+    ) -> Iterator[Callable[[int, Sequence[Candidate]], None]]:
+        """Gives `compare` for a problem. What fails is noted, and the next problem can begin.
 
         Args:
             what, shape: the operator and its input; together the name of the problem.
+        """
+        try:
+            yield functools.partial(self._compare, {"what": what, "shape": shape})
+        except Exception as error:
+            traceback.print_exc()
+            self.lists["wrong"].append({"what": what, "shape": shape, "reason": _reason(error)})
+        finally:
+            self._write()
+        device.release()
+        device.synchronize()  # raises again what leaves the GPU unusable: that ends the run
+
+    def _compare(self, problem: dict[str, str], macs: int, candidates: Sequence[Candidate]) -> None:
+        """Times all that can run together.
+
+        Args:
+            problem: its name.
             macs: multiply-accumulates of a call.
             candidates: the first is ours and must run; the table compares all others with it.
         """
-        problem = {"what": what, "shape": shape}
         timings = self._measure(problem, candidates)
         first = timings.get(candidates[0])
         if first is None:
@@ -97,8 +118,6 @@ class Run:
             self.lists["rows"].append(row)
             ratio = f"{timing.median / first.median:>7.2f}x as fast" if first else ""
             print(f"{_line(row)}{ratio}")
-        self._write()
-        device.release()
 
     def finish(self) -> None:
         """Marks the file as complete; fails if something was wrong."""
@@ -107,7 +126,7 @@ class Run:
         for problem in self.lists["not_reached"]:
             print(f"not reached: {problem['what']} {problem['shape']}")
         if self.lists["wrong"]:
-            raise SystemExit(f"{len(self.lists['wrong'])} implementations gave wrong results")
+            raise SystemExit(f"{len(self.lists['wrong'])} wrong results or failures")
 
     def _measure(
         self, problem: dict[str, str], candidates: Sequence[Candidate]
@@ -133,10 +152,9 @@ class Run:
         except AssertionError as error:
             self._note("wrong", problem, candidate, str(error))
         except (ImportError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0][:_REASON_CHARACTERS]
-            self._note("missing", problem, candidate, reason or type(error).__name__)
+            self._note("missing", problem, candidate, _reason(error))
         device.release()
-        device.synchronize()  # raises again what leaves the GPU unusable: that ends the run
+        device.synchronize()  # see `problem`
         return None
 
     def _note(self, key: str, problem: dict[str, str], candidate: Candidate, reason: str) -> None:
@@ -147,6 +165,11 @@ class Run:
 
     def _write(self) -> None:
         provenance.write(self.path, self.document)
+
+
+def _reason(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line}"[:_REASON_CHARACTERS]
 
 
 def _row(
