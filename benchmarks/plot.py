@@ -51,9 +51,9 @@ def rate(row: Row) -> tuple[float, str]:
     per_second = 1e3 / row["median_ms"]
     if row["what"].startswith("model_"):
         return _size(row) * per_second, "images/s"
-    if "tera_ops_per_s" in row:
+    if row.get("tera_ops_per_s"):
         return row["tera_ops_per_s"], "TOP/s"
-    if row["gmacs"] is None:
+    if row.get("gmacs") is None:
         return row["bytes"] * per_second / 1e9, "GB/s"
     return row["gmacs"], "GMAC/s"
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds, tests and measures on a machine with a GPU, in stages that can be run alone:
 #
-#   benchmarks/run_on_gpu.sh OUTPUT_FOLDER [build|tests|sanitize|ceilings|gemm|conv|models]...
+#   benchmarks/run_on_gpu.sh OUTPUT_FOLDER [build|tests|sanitize|ceilings|gemm|conv|models|stream]...
 #
 # benchmarks/README.md says what each writes. BNN_EXT_COMMIT names the commit of a copy without .git.
 set -uo pipefail
 
-stages=(build tests sanitize ceilings gemm conv models)
+stages=(build tests sanitize ceilings gemm conv models stream)
 
 build() {
   local package
@@ -25,6 +25,7 @@ ceilings() { python3 -m gpu.ceilings "$output/ceilings.json"; }
 gemm() { limited python3 bench_gemm.py --device cuda --output "$output/gemm.json"; }
 conv() { limited python3 bench_conv.py --device cuda --output "$output/conv.json"; }
 models() { limited python3 bench_models.py --device cuda --output "$output/models.json"; }
+stream() { limited python3 -m gpu.stream --output "$output/stream.json"; }
 
 # A kernel may hang; what was measured before is in the file.
 limited() { timeout --kill-after=10 560 "$@"; }

@@ -602,6 +602,49 @@ def test_models_on_a_gpu(cpu, tmp_path, monkeypatch):
         ]
 
 
+def test_what_memory_bounds_on_a_gpu(cpu, tmp_path, monkeypatch):
+    from gpu import stream
+
+    monkeypatch.setattr(stream, "MAPS", (3, 4, 6, 40))
+    monkeypatch.setattr(stream, "FEATURES", 70)
+    document = measured(stream.main, tmp_path / "stream.json")
+    assert document["complete"] and not document["wrong"] and not document["missing"]
+    ours, copies = document["rows"][::2], document["rows"][1::2]
+    maps = "3x4x6x40"
+    assert [(row["what"], row["shape"], row["output_dtype"]) for row in ours] == [
+        ("pack_float32", maps, "bits"),
+        ("pack_float16", maps, "bits"),
+        ("unpack_float16", maps, "float16"),
+        ("max_pool2d_2x2", maps, "bits"),
+        ("binary_weight_linear", "1x70 -> 70", "float16"),
+    ]
+    values, bits = 3 * 4 * 6 * 40, 4 * 3 * 4 * 6 * 2
+    assert [row["bytes"] for row in ours] == [
+        4 * values + bits,
+        2 * values + bits,
+        bits + 2 * values,
+        bits + bits // 4,
+        4 * 70 * 3 + 2 * 70 + 2 * 70,
+    ]
+    for row, copied in zip(ours, copies, strict=True):
+        assert (copied["impl"], copied["bytes"]) == ("torch copy_", row["bytes"])
+        assert row["tera_ops_per_s"] is None
+
+
+@pytest.mark.parametrize("name", ["pack", "unpack", "max_pool2d", "binary_weight_linear"])
+def test_operators_that_memory_bounds_are_checked(cpu, monkeypatch, name):
+    from gpu import stream
+
+    right = getattr(ops, name)
+    monkeypatch.setattr(ops, name, lambda *args, **kwargs: 1 - right(*args, **kwargs))
+    monkeypatch.setattr(stream, "MAPS", (3, 4, 6, 40))
+    monkeypatch.setattr(stream, "FEATURES", 70)
+    for kernel in stream.kernels():
+        if kernel.what.startswith(name):
+            with pytest.raises(AssertionError, match="wrong"):
+                kernel.candidates()[0].prepare()
+
+
 def test_a_network_is_wrong_if_every_answer_is(cpu, monkeypatch):
     from gpu import models
 
@@ -799,8 +842,10 @@ def test_plots_of_a_gpu(cpu, tmp_path, monkeypatch):
     import bench_conv
     import bench_gemm
     import plot
-    from gpu import conv, gemm
+    from gpu import conv, gemm, stream
 
+    monkeypatch.setattr(stream, "MAPS", (3, 4, 6, 40))
+    monkeypatch.setattr(stream, "FEATURES", 70)
     monkeypatch.setattr(
         gemm, "SHAPES", {"gemm": [bench_gemm.Shape(n, n, n) for n in (32, 64)], "gemv": []}
     )
@@ -808,12 +853,13 @@ def test_plots_of_a_gpu(cpu, tmp_path, monkeypatch):
     folder = tmp_path / "h200"
     measured(bench_gemm.main, folder / "gemm.json")
     measured(bench_conv.main, folder / "conv.json", "--batches", "2", "1")
+    measured(stream.main, folder / "stream.json")
     limits = [{"what": "BGMMA.64x256x256", "tera_ops_per_s": 14000.0}]
     (folder / "ceilings.json").write_text(json.dumps({"ceilings": limits}))
     (folder / "tests.json").write_text('{"files": {}}')
     plot.main(["--results", str(tmp_path)])
     drawn = {path.stem for path in folder.glob("*.png") if path.stat().st_size > 10_000}
-    assert drawn == {"gemm", "gemm_sizes", "conv_batch2", "conv_batch1"}
+    assert drawn == {"gemm", "gemm_sizes", "conv_batch2", "conv_batch1", "stream"}
 
 
 def test_a_plot_needs_results_of_ours(tmp_path):
@@ -845,7 +891,7 @@ def run_script(tmp_path: Path, *arguments: str, python: str) -> subprocess.Compl
 def test_the_script_rejects_what_is_no_stage(tmp_path, arguments):
     done = run_script(tmp_path, *arguments, python="exit 0")
     assert done.returncode == 2
-    assert "build tests sanitize ceilings gemm conv models" in done.stderr
+    assert "build tests sanitize ceilings gemm conv models stream" in done.stderr
     assert ("unknown stage: nonsense" in done.stderr) == ("nonsense" in arguments)
     assert not (tmp_path / "out").exists()
 
@@ -868,6 +914,7 @@ def test_stages_run_alone_or_all_and_a_failed_one_does_not_stop_the_others(tmp_p
         ("gemm", "done"),
         ("conv", "done"),
         ("models", "done"),
+        ("stream", "done"),
     ]
     assert "pip install" in (out / "build.log").read_text()
     written = f"ran bench_conv.py --device cuda --output {out}/conv.json\n"
@@ -882,8 +929,8 @@ def test_the_build_names_a_missing_package(tmp_path):
 
 def test_every_module_that_the_script_names_exists():
     names = re.findall(r"python3 -m (gpu\.\w+)", SCRIPT.read_text())
-    assert len(names) == 3
+    assert len(names) == 4
     names += re.findall(r"python3 (bench_\w+)\.py --device cuda", SCRIPT.read_text())
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         assert callable(importlib.import_module(name).main)

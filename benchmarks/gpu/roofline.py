@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpu import conv, gemm
+from gpu import conv, gemm, stream
 from run import RESULTS
 
 from bnn_ext.reference import words
 
 FOLDER = RESULTS / "h200"
+MEASURED = ("gemm", "conv", "stream")
 
 MULTIPROCESSORS = 132
 CLOCK = 1.83e9
@@ -75,25 +76,28 @@ TILES = {
 
 
 class Product(NamedTuple):
-    """A layer as a product of matrices, `depth` words of 32 bits in a row."""
+    """A layer as a product of matrices, `depth` words of 32 bits in a row.
+
+    What memory bounds alone has no sizes.
+    """
 
     file: str
     what: str
     shape: str
     output: str
-    rows: int
-    depth: int
-    columns: int
-    macs: int
     bytes: int
+    macs: int = 0
+    rows: int = 0
+    depth: int = 0
+    columns: int = 0
 
 
 class Estimate(NamedTuple):
-    """Seconds, by what bounds a kernel; what it should take; the tile, if it has one."""
+    """Seconds, by what bounds a kernel; what it should take; the kernel."""
 
     floors: Mapping[str, float]
     expected: float
-    tile: Tile | None = None
+    kernel: str = ""
 
 
 # --- problems -------------------------------------------------------------------------------------
@@ -107,11 +111,11 @@ def gemms(kind: str) -> Iterator[Product]:
                 kind,
                 str(shape),
                 output,
+                gemm.moved_bytes(shape, output),
+                shape.macs,
                 shape.rows,
                 words(shape.in_features),
                 shape.out_features,
-                shape.macs,
-                gemm.moved_bytes(shape, output),
             )
 
 
@@ -123,12 +127,17 @@ def convolutions(batch: int) -> Iterator[Product]:
                 conv.name(shape),
                 shape.name(batch),
                 output,
+                conv.moved_bytes(shape, batch, output),
+                batch * shape.macs,
                 batch * conv.out_size(shape) ** 2,
                 shape.kernel**2 * words(shape.in_channels),
                 shape.out_channels,
-                batch * shape.macs,
-                conv.moved_bytes(shape, batch, output),
             )
+
+
+def streams() -> Iterator[Product]:
+    for kernel in stream.kernels():
+        yield Product("stream", kernel.what, kernel.shape, kernel.output, kernel.bytes)
 
 
 # --- estimates ------------------------------------------------------------------------------------
@@ -156,7 +165,7 @@ def by_tiles(product: Product, tile: Tile, machine: Machine) -> Estimate:
     whole = tiles * slabs / MULTIPROCESSORS / CLOCK
     floors |= {bound: whole * bound_cycles for bound, bound_cycles in cycles.items()}
     expected = LAUNCH + max(memory, turns * (slabs * slab + store))
-    return Estimate(floors, expected, tile)
+    return Estimate(floors, expected, f"{tile.kernel} {tile.rows}x{tile.columns}")
 
 
 def by_tensor_cores(product: Product, kernel: str, machine: Machine) -> Estimate:
@@ -172,7 +181,12 @@ def by_popcounts(product: Product, machine: Machine) -> Estimate:
         "compute": popcounts / (POPCOUNTS * MULTIPROCESSORS * CLOCK),
         "memory": product.bytes / machine.memory,
     }
-    return Estimate(floors, LAUNCH + max(floors.values()))
+    return Estimate(floors, LAUNCH + max(floors.values()), "gemv")
+
+
+def by_memory(product: Product, machine: Machine) -> Estimate:
+    seconds = product.bytes / machine.memory
+    return Estimate({"memory": seconds}, LAUNCH + seconds)
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -184,7 +198,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.files: dict[str, Any] = {
             name: json.loads(path.read_text())
-            for name in ("ceilings", "gemm", "conv")
+            for name in ("ceilings", *MEASURED)
             if (path := folder / f"{name}.json").exists()
         }
 
@@ -205,7 +219,7 @@ class Results:
         return None
 
     def origin(self) -> str:
-        measured = [name for name in ("gemm", "conv") if name in self.files]
+        measured = [name for name in MEASURED if name in self.files]
         if not measured:
             return "**Nothing on this page is measured yet**: the last two columns are empty."
         sources = (
@@ -291,25 +305,25 @@ def page(results: Results) -> str:
             for product in convolutions(batch)
         ]
         sections.append(_table(f"Convolutions, batch {batch}", rows))
+    rows = [_row(product, by_memory(product, machine), "auto", results) for product in streams()]
+    sections.append(_table("What memory bounds", rows))
     return "\n".join(sections)
 
 
 def _row(product: Product, estimate: Estimate, path: str, results: Results) -> list[str]:
-    tile = estimate.tile
-    kernel = f"{tile.kernel} {tile.rows}x{tile.columns}" if tile else "gemv"
-    what = product.what if product.file == "gemm" else product.what.removeprefix("conv2d_")
+    what = product.what.removeprefix("conv2d_").replace("_", " ")
     highest = max(estimate.floors.values())
     floors = [estimate.floors.get(bound) for bound in BOUNDS]
     measured = results.seconds(product, path)
     return [
-        f"{what.replace('_', ' ')} {product.shape}",
+        f"{what} {product.shape}",
         product.output,
-        kernel,
-        _digits(2 * product.macs / 1e9),
+        estimate.kernel,
+        _digits(2 * product.macs / 1e9) if product.macs else "",
         _digits(product.bytes / 1e6),
         *("" if s is None else _microseconds(s, bold=s == highest) for s in floors),
         _microseconds(estimate.expected),
-        _digits(2 * product.macs / estimate.expected / 1e15),
+        _digits(2 * product.macs / estimate.expected / 1e15) if product.macs else "",
         "" if measured is None else _microseconds(measured),
         "" if measured is None else f"{estimate.expected / measured:.0%}",
     ]

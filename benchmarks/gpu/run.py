@@ -85,7 +85,7 @@ class Run:
     @contextmanager
     def problem(
         self, what: str, shape: str
-    ) -> Iterator[Callable[[int, Sequence[Candidate]], None]]:
+    ) -> Iterator[Callable[[int | None, Sequence[Candidate]], None]]:
         """Gives `compare` for a problem. What fails is noted, and the next problem can begin.
 
         Args:
@@ -101,12 +101,14 @@ class Run:
         device.release()
         device.synchronize()  # raises again what leaves the GPU unusable: that ends the run
 
-    def _compare(self, problem: dict[str, str], macs: int, candidates: Sequence[Candidate]) -> None:
+    def _compare(
+        self, problem: dict[str, str], macs: int | None, candidates: Sequence[Candidate]
+    ) -> None:
         """Times all that can run together.
 
         Args:
             problem: its name.
-            macs: multiply-accumulates of a call.
+            macs: multiply-accumulates of a call, None where memory bounds it.
             candidates: the first is ours and must run; the table compares all others with it.
         """
         timings = self._measure(problem, candidates)
@@ -173,7 +175,7 @@ def _reason(error: Exception) -> str:
 
 
 def _row(
-    gpu: str, problem: dict[str, str], candidate: Candidate, timing: Timing, macs: int
+    gpu: str, problem: dict[str, str], candidate: Candidate, timing: Timing, macs: int | None
 ) -> dict[str, Any]:
     return {
         "device": gpu,
@@ -182,7 +184,7 @@ def _row(
         "output_dtype": candidate.output_dtype,
         "median_ms": round(1e3 * timing.median, 6),
         "spread": round(timing.spread, 4),
-        "tera_ops_per_s": round(2 * macs / timing.median / 1e12, 4),
+        "tera_ops_per_s": round(2 * macs / timing.median / 1e12, 4) if macs else None,
         "bytes": candidate.bytes,
     }
 
@@ -190,7 +192,7 @@ def _row(
 def _line(row: dict[str, Any]) -> str:
     name = f"{row['what']} {row['shape']}"
     line = f"{name:<45}{row['impl']:<30}{row['output_dtype']:<10}"
-    line += f"{row['median_ms']:>10.4f}{row['spread']:>8.0%}{row['tera_ops_per_s']:>10.1f}"
-    if row["bytes"] is None:
-        return f"{line}{'':>9}"
-    return f"{line}{row['bytes'] / row['median_ms'] / 1e6:>9.0f}"
+    line += f"{row['median_ms']:>10.4f}{row['spread']:>8.0%}"
+    rate, bytes = row["tera_ops_per_s"], row["bytes"]
+    line += f"{'':>10}" if rate is None else f"{rate:>10.1f}"
+    return line + (f"{'':>9}" if bytes is None else f"{bytes / row['median_ms'] / 1e6:>9.0f}")
