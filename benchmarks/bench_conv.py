@@ -9,7 +9,7 @@ from typing import NamedTuple
 import openvino_binary
 import torch
 from peers import Peers, Work, float_peers
-from run import Run, on_cuda, parser
+from run import Run, add_device, on_cuda, parser
 from timing import Implementation, at_levels
 from torch import Tensor, nn
 
@@ -147,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @torch.no_grad()
 def on_cpu(arguments: Sequence[str] | None) -> None:
     options = parser(__doc__, rounds=50)
+    add_device(options)
     options.add_argument("--batch", type=int, default=1, help="images in a call (1)")
     options.add_argument("--shapes", nargs="+", choices=["all", *SHAPES], default=["3x3"])
     options.add_argument("--outputs", nargs="+", choices=OUTPUTS, default=[*OUTPUTS])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import openvino_binary
 import torch
 from peers import Peers, Work, float_peers, torch_int8
-from run import Run, on_cuda, parser
+from run import Run, add_device, on_cuda, parser
 from timing import Implementation, at_levels
 from torch import Tensor, nn
 
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @torch.no_grad()
 def on_cpu(arguments: Sequence[str] | None) -> None:
     options = parser(__doc__, rounds=20)
+    add_device(options)
     options.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
     chosen = options.parse_args(arguments)
     run = Run(chosen)

@@ -10,7 +10,7 @@ import torch
 from measured_networks import MODELS, calibrated, float_twin, steadiest_first
 from parts import Part, profiled_parts, real_layers
 from peers import ROUNDING, Peers, Work, check, float_peers
-from run import Run, on_cuda, parser
+from run import Run, add_device, on_cuda, parser
 from timing import Implementation
 from torch import Tensor, nn
 
@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @torch.no_grad()
 def on_cpu(arguments: Sequence[str] | None) -> None:
     options = parser(__doc__, rounds=15)
+    add_device(options)
     options.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="(1 16)")
     options.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
     chosen = options.parse_args(arguments)

@@ -25,6 +25,7 @@ ONEDNN_ISAS = ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def add_device(options: argparse.ArgumentParser) -> None:
+    """The option of those benchmarks that have a CUDA side."""
     options.add_argument(
         "--device",
         choices=["cpu", "cuda"],
@@ -41,7 +42,7 @@ def on_cuda(arguments: Sequence[str] | None) -> bool:
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks on a CPU share."""
+    """The options that all benchmarks share on a CPU."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--threads", type=int, default=1, help="of every implementation (1)")
     options.add_argument(

@@ -472,6 +472,17 @@ def test_the_path_is_set_and_given_back(monkeypatch):
     assert seen == ["mma", "auto"]
 
 
+@pytest.mark.parametrize("name", ["gemm", "conv", "models"])
+def test_each_device_has_its_options(name, capsys):
+    main = importlib.import_module(f"bench_{name}").main
+    for device, own in (("cpu", "--threads"), ("cuda", "--seconds")):
+        with pytest.raises(SystemExit, match="0"):
+            main(["--device", device, "--help"])
+        printed = capsys.readouterr().out
+        assert "--device {cpu,cuda}" in printed
+        assert {option for option in ("--threads", "--seconds") if option in printed} == {own}
+
+
 def test_without_a_gpu_the_benchmarks_say_so(monkeypatch):
     import bench_gemm
 
