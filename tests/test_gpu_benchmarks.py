@@ -768,6 +768,21 @@ def test_the_roofline_page_is_what_the_script_prints(capsys):
     assert capsys.readouterr().out == (BENCHMARKS / "roofline.md").read_text()
 
 
+def test_tiles_are_those_of_the_kernels():
+    from gpu import roofline
+
+    def numbers(file: str, pattern: str) -> list[list[int]]:
+        source = (BENCHMARKS.parent / "csrc/cuda" / file).read_text()
+        return [[int(number) for number in match] for match in re.findall(pattern, source)]
+
+    wgmma = numbers("gemm_sm90.cuh", r"using \w+ = Shape<(\d+), (\d+),")
+    sizes = [(64 * consumers, columns) for consumers, columns in wgmma]
+    assert sizes == [(tile.rows, tile.columns) for tile in roofline.TILES["wgmma"]]
+    mma = numbers("gemm_sm80.cuh", r"using \w+ = Tile<2, 2, (\d+), (\d+)>")
+    sizes = [(2 * 16 * blocks, 2 * 32 * words) for blocks, words in mma]
+    assert sizes == [(tile.rows, tile.columns) for tile in roofline.TILES["mma"]]
+
+
 def test_floors_of_a_product():
     from gpu import roofline
 
