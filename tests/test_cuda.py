@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 import torch
 from packed_inputs import assert_same_floats, examples
+from small_models import with_statistics
 from test_ops_fused import steps_for
 from test_ops_pool import awkward_floats
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+import bnn_ext
 from bnn_ext import _extension, ops, reference
+from bnn_ext import nn as bnn
 from bnn_ext.nn.packed import PackedConv2d
+from bnn_ext.nn.torch_calls import TorchCall
 
 DEVICE = "cuda"
 SIZES = [1, 31, 32, 33, 63, 64, 65, 127, 128, 129]
@@ -666,3 +670,44 @@ def test_sequence() -> None:
     input.copy_(torch.randn(3, 40))
     graph.replay()
     assert_same(found, sequence([input]))
+
+
+def small_network() -> nn.Module:
+    """Whose sums are exact in any order: real inputs meet binary weights, floats no others."""
+    return with_statistics(
+        nn.Sequential(
+            bnn.BinaryConv2d(3, 64, 3, padding=1, input_quantizer=None),
+            nn.BatchNorm2d(64),
+            bnn.Residual(
+                nn.Sequential(
+                    bnn.BinaryConv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.PReLU(64)
+                )
+            ),
+            bnn.BinaryConv2d(64, 96, 3, stride=2, padding=1, groups=2),
+            nn.BatchNorm2d(96),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            bnn.BinaryLinear(96 * 4 * 4, 10),
+        )
+    )
+
+
+def test_small_network_is_packed_whole() -> None:
+    fast = bnn_ext.convert(small_network(), torch.randint(-9, 10, (2, 3, 16, 16)).float())
+    assert not any(isinstance(node.module, TorchCall) for node in fast.nodes)
+
+
+@gpu
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_converted_network(batch: int) -> None:
+    fast = bnn_ext.convert(small_network(), torch.randint(-9, 10, (2, 3, 16, 16)).float())
+    images = torch.randint(-9, 10, (batch, 3, 16, 16)).float()
+    expected = fast(images)
+    fast, images = fast.to(DEVICE), images.to(DEVICE)
+    assert_same(fast(images), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph):
+        found = fast(images)
+    graph.replay()
+    assert_same(found, expected)
+    assert_same(torch.compile(fast, fullgraph=True)(images), expected)
