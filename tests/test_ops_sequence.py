@@ -418,8 +418,7 @@ def test_inputs_that_require_a_gradient_take_the_wrappers():
         sequence([x])
 
 
-def test_kernels_in_turn_are_what_runs_on_other_devices():
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("bnn_ext::sequence", "CUDA")
+def test_the_fake_kernel_makes_the_same_calls():
     sequence = residual_network()
     inputs = [torch.randn(2, 4, 4, 40)]
     actual = ops.sequence._run_by_kernels(inputs, sequence.constants, sequence.program)
