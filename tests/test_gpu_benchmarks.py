@@ -775,9 +775,10 @@ def test_tiles_are_those_of_the_kernels():
         source = (BENCHMARKS.parent / "csrc/cuda" / file).read_text()
         return [[int(number) for number in match] for match in re.findall(pattern, source)]
 
-    wgmma = numbers("gemm_sm90.cuh", r"using \w+ = Shape<(\d+), (\d+),")
-    sizes = [(64 * consumers, columns) for consumers, columns in wgmma]
-    assert sizes == [(tile.rows, tile.columns) for tile in roofline.TILES["wgmma"]]
+    wgmma = numbers("gemm_sm90.cuh", r"using \w+ = Shape<(\d+), (\d+), (\d+), (\d+),")
+    shapes = [(64 * consumers, *shape) for consumers, *shape in wgmma]
+    tiles = roofline.TILES["wgmma"]
+    assert shapes == [(t.rows, t.columns, t.stages, t.blocks) for t in tiles]
     mma = numbers("gemm_sm80.cuh", r"using \w+ = Tile<2, 2, (\d+), (\d+)>")
     sizes = [(2 * 16 * blocks, 2 * 32 * words) for blocks, words in mma]
     assert sizes == [(tile.rows, tile.columns) for tile in roofline.TILES["mma"]]

@@ -49,6 +49,9 @@ class Tile(NamedTuple):
         products: in a cycle.
         slab_bytes: of each row and column that are in shared memory at once.
         shared_reads: how often the rows and the columns are read from there.
+        stages: slabs that are there at once.
+        threads: of a block.
+        blocks: that share a multiprocessor, by the kernel's launch bounds.
     """
 
     kernel: str
@@ -57,20 +60,34 @@ class Tile(NamedTuple):
     products: int
     slab_bytes: int
     shared_reads: tuple[int, int]
+    stages: int
+    threads: int
+    blocks: int
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of a block: stages, where each row begins, mbarriers."""
+        barriers = 2 * self.stages * 8 if self.kernel == "wgmma" else 0
+        slab = (self.rows + self.columns) * self.slab_bytes
+        return self.stages * slab + 16 * self.rows + barriers
 
 
-def _wgmma(rows: int, columns: int) -> Tile:
+def _wgmma(rows: int, columns: int, stages: int, blocks: int) -> Tile:
     """Each 64 rows read all columns; rows are read by wgmma and once more for their popcounts."""
-    return Tile("wgmma", rows, columns, WGMMA_PRODUCTS, 128, (2, rows // 64))
+    warpgroups = 1 + rows // 64
+    reads = (2, rows // 64)
+    return Tile(
+        "wgmma", rows, columns, WGMMA_PRODUCTS, 128, reads, stages, 128 * warpgroups, blocks
+    )
 
 
 def _mma(rows: int, columns: int) -> Tile:
     """2 x 2 warps."""
-    return Tile("mma", rows, columns, MMA_PRODUCTS, 64, (2, 2))
+    return Tile("mma", rows, columns, MMA_PRODUCTS, 64, (2, 2), stages=3, threads=128, blocks=2)
 
 
 TILES = {
-    "wgmma": (_wgmma(128, 256), _wgmma(192, 128), _wgmma(64, 64)),
+    "wgmma": (_wgmma(128, 256, 4, 1), _wgmma(192, 128, 5, 1), _wgmma(64, 64, 4, 3)),
     "mma": (_mma(128, 128), _mma(64, 64), _mma(32, 64)),
 }
 
@@ -307,6 +324,7 @@ def page(results: Results) -> str:
         sections.append(_table(f"Convolutions, batch {batch}", rows))
     rows = [_row(product, by_memory(product, machine), "auto", results) for product in streams()]
     sections.append(_table("What memory bounds", rows))
+    sections.append(_occupancy())
     return "\n".join(sections)
 
 
@@ -327,6 +345,24 @@ def _row(product: Product, estimate: Estimate, path: str, results: Results) -> l
         "" if measured is None else _microseconds(measured),
         "" if measured is None else f"{estimate.expected / measured:.0%}",
     ]
+
+
+def _occupancy() -> str:
+    """What the tiles take of a multiprocessor's 65,536 registers, 227 KB and 64 warps."""
+    lines = []
+    for tile in (tile for tiles in TILES.values() for tile in tiles):
+        warps = tile.blocks * tile.threads // 32
+        lines.append(
+            f"| {tile.kernel} {tile.rows}x{tile.columns} | {tile.threads} | {tile.blocks} "
+            f"| {65536 // (tile.blocks * tile.threads)} | {tile.shared_memory:,} "
+            f"| {warps} of 64 |\n"
+        )
+    return (
+        "## Occupancy\n\nBlocks that share a multiprocessor at least, by their launch bounds, and "
+        "what these leave to a thread.\n\n"
+        "| kernel | threads | blocks | registers | shared bytes of a block | warps |\n"
+        "| --- | --: | --: | --: | --: | --: |\n" + "".join(lines)
+    )
 
 
 def _microseconds(seconds: float, bold: bool = False) -> str:
