@@ -73,17 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def on_cpu(arguments: Sequence[str] | None) -> None:
     options = parser(__doc__, rounds=15)
     add_device(options)
-    options.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="(1 16)")
+    options.add_argument(
+        "--batches", type=int, nargs="+", help="(1 16, for images of 224x224 only 1)"
+    )
     options.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
     chosen = options.parse_args(arguments)
     run = Run(chosen)
     for name in chosen.models:
         make, image = MODELS[name]
         # Multiples of 1/128, so that sums of pixels are exact in any order.
-        images = torch.randint(-128, 128, (max(16, *chosen.batches), *image)) / 128
+        batches = chosen.batches or ([1] if image[-1] == 224 else [1, 16])
+        images = torch.randint(-128, 128, (max(16, *batches), *image)) / 128
         model = calibrated(make(), images)
         images, steady = steadiest_first(model, images)
-        for batch in chosen.batches:
+        for batch in batches:
             problem = Problem(model, images[:batch], steady, chosen.threads)
             shape = "x".join(str(size) for size in (batch, *image))
             what = f"model_{name}"
