@@ -127,4 +127,23 @@ inline void check_fits(const Window& window) {
                   " padded by ", w.padding.y, ", ", w.padding.x);
 }
 
+// The window of a convolution of an input with weights [out, kh, kw, words], once it fits.
+inline Window convolution_window(Extent input, const Tensor& weight,
+                                 const std::vector<int64_t>& stride,
+                                 const std::vector<int64_t>& padding,
+                                 const std::vector<int64_t>& dilation) {
+  Window window = {};
+  window.input = input;
+  window.kernel = {weight.size(1), weight.size(2)};
+  window.stride = extent("stride", stride, 1);
+  window.padding = extent("padding", padding, 0);
+  window.dilation = extent("dilation", dilation, 1);
+  check_fits(window);
+  window.output = {window_count(window.input.y, window.kernel.y, window.stride.y, window.padding.y,
+                                window.dilation.y),
+                   window_count(window.input.x, window.kernel.x, window.stride.x, window.padding.x,
+                                window.dilation.x)};
+  return window;
+}
+
 }  // namespace bnn_ext::cuda

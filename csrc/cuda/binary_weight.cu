@@ -68,17 +68,9 @@ Call conv2d_call(const Tensor& input, const Tensor& weight, int64_t in_channels,
   sums.input = input.const_data_ptr();
   for (int i = 0; i < 4; ++i) sums.strides[i] = input.stride(i);
   sums.weight = data<Word>(w);
-  Window& window = sums.window;
-  window.input = {input.size(2), input.size(3)};
-  window.kernel = {w.size(1), w.size(2)};
-  window.stride = extent("stride", stride, 1);
-  window.padding = extent("padding", padding, 0);
-  window.dilation = extent("dilation", dilation, 1);
-  check_fits(window);
-  window.output = {window_count(window.input.y, window.kernel.y, window.stride.y, window.padding.y,
-                                window.dilation.y),
-                   window_count(window.input.x, window.kernel.x, window.stride.x, window.padding.x,
-                                window.dilation.x)};
+  const Window window =
+      convolution_window({input.size(2), input.size(3)}, w, stride, padding, dilation);
+  sums.window = window;
   sums.rows = input.size(0) * window.output.y * window.output.x;
   sums.group_inputs = in_channels / groups;
   sums.group_outputs = w.size(0) / groups;

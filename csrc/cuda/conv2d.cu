@@ -22,17 +22,7 @@ Product checked(const Tensor& input, const Tensor& weight, int64_t in_channels,
   const Tensor x = packed_operand("input", input, in_channels, input);
   const Tensor w = packed_operand("weight", weight, in_channels / groups, input);
 
-  Window window = {};
-  window.input = {x.size(1), x.size(2)};
-  window.kernel = {w.size(1), w.size(2)};
-  window.stride = extent("stride", stride, 1);
-  window.padding = extent("padding", padding, 0);
-  window.dilation = extent("dilation", dilation, 1);
-  check_fits(window);
-  window.output = {window_count(window.input.y, window.kernel.y, window.stride.y, window.padding.y,
-                                window.dilation.y),
-                   window_count(window.input.x, window.kernel.x, window.stride.x, window.padding.x,
-                                window.dilation.x)};
+  const Window window = convolution_window({x.size(1), x.size(2)}, w, stride, padding, dilation);
   const Conv2d conv = {data<Word>(x), data<Word>(w), window,   in_channels,
                        w.size(0),     groups,        pad_value};
   const std::vector<int64_t> sizes = {x.size(0), window.output.y, window.output.x};

@@ -1,23 +1,11 @@
 // The steps of a fused epilogue: what bnn_ext/ops/epilogue.py describes, as kernels take it.
 #pragma once
 
+#include "common/steps.h"
 #include "cuda/ptx.cuh"
 
 namespace bnn_ext::cuda {
 
-enum class FloatType { kFloat, kHalf, kBFloat16 };
-
-// The numbers are those of bnn_ext/ops/epilogue.py.
-enum class Operation : int64_t {
-  kMultiply = 0,     // y * operand
-  kAdd = 1,          // y + operand
-  kPrelu = 2,        // y > 0 ? y : y * operand
-  kMaximum = 3,      // y < operand ? operand : y, so that NaN stays
-  kMinimum = 4,      // y > operand ? operand : y
-  kMultiplyAdd = 5,  // y * operand + addend, rounded once
-  kDivide = 6,       // y / operand
-};
-constexpr int64_t kOperations = 7;
 constexpr int kMaxSteps = 8;  // of one launch
 
 // The operand is one value per channel or, where `map` is not null, one per result.
