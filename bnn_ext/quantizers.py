@@ -35,6 +35,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from bnn_ext.ops import signs
+from bnn_ext.ops.signs import sign
+
 __all__ = [
     "ste_sign",
     "approx_sign",
@@ -60,17 +63,6 @@ _Q = TypeVar("_Q", bound=Quantizer)
 
 _REGISTRY: dict[str, Quantizer] = {}
 _SIGNS: list[Quantizer] = []
-
-
-def sign(x: Tensor) -> Tensor:
-    """`bnn_ext.reference.sign`: +1 where `x >= 0`, else -1, in the dtype of `x`."""
-    return _plus_minus(x >= 0, x.dtype)
-
-
-def _plus_minus(positive: Tensor, dtype: torch.dtype) -> Tensor:
-    # Twice as fast on a CPU as torch.where or more: that branches at every value, and signs are as
-    # good as random.
-    return positive.to(dtype).mul_(2).sub_(1)
 
 
 # --- by name --------------------------------------------------------------------------------------
@@ -196,18 +188,6 @@ def factor(weight: Tensor) -> tuple[Tensor, Tensor | None]:
 # --- the sign family ------------------------------------------------------------------------------
 
 
-def _between(low: float, high: float, x: Tensor, grad: Tensor) -> Tensor:
-    """`grad` where `low < x < high`, else 0, also where x is NaN or `grad` not finite."""
-    # Three times as fast on a CPU as torch.where, see `_plus_minus`; but it may let NaN through.
-    x = torch.nan_to_num(x, nan=torch.inf)
-    return torch.ops.aten.hardtanh_backward(grad, x, low, high)
-
-
-def _straight_through(x: Tensor, grad: Tensor) -> Tensor:
-    above = 1 + torch.finfo(x.dtype).eps  # the number after 1: the bounds let 1 itself through
-    return _between(-above, above, x, grad)
-
-
 class _SteSign(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -220,14 +200,14 @@ class _SteSign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        return _straight_through(x, grad)
+        return signs.straight_through(grad, x)
 
 
 class _ApproxSign(_SteSign):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        return _between(-1, 1, x, grad * (2 - 2 * x.abs()))
+        return signs.piecewise_quadratic(grad, x)
 
 
 class _SwishSign(torch.autograd.Function):
@@ -280,8 +260,8 @@ class _IdentityTanh(torch.autograd.Function):
 
 class _StochasticSign(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, threshold: Tensor) -> Tensor:
-        return _plus_minus(x > threshold, x.dtype)
+    def forward(x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return signs.stochastic_sign(x, generator)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -290,7 +270,7 @@ class _StochasticSign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        return _straight_through(x, grad), None
+        return signs.straight_through(grad, x), None
 
 
 @register("ste_sign", is_sign=True)
@@ -363,10 +343,7 @@ def stochastic_sign(x: Tensor, generator: torch.Generator | None = None) -> Tens
     3, for weights; "Binarized Neural Networks", 2016 (arXiv:1602.02830), equations 2 to 4, for
     activations and the gradient.
     """
-    # P(x > threshold) for a threshold uniform on [-1, 1). Drawn in float32 whatever the dtype of x,
-    # so that half precision does not coarsen the probability.
-    uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32)
-    return _StochasticSign.apply(x, 2 * uniform - 1)
+    return _StochasticSign.apply(x, generator)
 
 
 @register("dropout_sign")

@@ -77,6 +77,12 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
       "avg_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding=0, "
       "bool ceil_mode=False, bool count_include_pad=True, int? divisor_override=None) -> Tensor");
 
+  // Of the quantizers in training; see bnn_ext/quantizers.py.
+  m.def("sign(Tensor input) -> Tensor");
+  m.def("stochastic_sign(Tensor input, Tensor seed) -> Tensor");
+  m.def("straight_through(Tensor grad, Tensor input) -> Tensor");
+  m.def("piecewise_quadratic(Tensor grad, Tensor input) -> Tensor");
+
   m.def("sequence(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]");
 }
 

@@ -179,9 +179,14 @@ def test_stochastic_unusual_values():
 
 def test_stochastic_never_draws_plus_one_at_minus_one(monkeypatch):
     """Not even when the uniform variate is exactly 0, which happens once in 2^24 draws."""
+    seed = torch.tensor(5)  # one that draws 0 soon enough
+    least = torch.full((1 << 24,), -1.0)
+    assert (torch.ops.bnn_ext.stochastic_sign(least + 2**-24, seed) == 1).any()
+    assert (torch.ops.bnn_ext.stochastic_sign(least, seed) == -1).all()
+
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
-    out = quantizers.stochastic_sign(torch.tensor([-1.0, -1 + E]))
-    assert torch.equal(out, torch.tensor([-1.0, 1.0]))
+    out = quantizers.stochastic_sign(torch.tensor([-1.0, -1 + E]).double())
+    assert torch.equal(out, torch.tensor([-1.0, 1.0]).double())
 
 
 def test_stochastic_gradient():

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch import Tensor
 
 from bnn_ext import ops
 from bnn_ext._extension import cpu_capability
+from bnn_ext._plain import is_plain
 
 FORWARDS = ("packed", "float", None)
 # What it pays for, measured against torch's float32 products with AVX-512: multiply-accumulates for
@@ -25,21 +25,10 @@ _LEVELS = ("avx2", "avx512", "avx512_vpopcnt")
 
 
 def possible(input: Tensor, weight: Tensor) -> bool:
-    """Whether the packed kernels can stand in for torch's, with nothing else watching.
-
-    They run on plain float32 tensors on the CPU. What traces, compiles, fakes or counts operators
-    shall see torch's.
-    """
+    """Whether the packed kernels can stand in for torch's."""
     return (
-        type(input) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not is_in_torch_dispatch_mode()
+        is_plain(input, weight)
         and not torch.is_autocast_enabled("cpu")
-        and input.is_cpu
-        and weight.is_cpu
-        and input.dtype == weight.dtype == torch.float32
         and input.dim() >= 2
         and input.numel() > 0
     )

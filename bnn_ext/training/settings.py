@@ -24,6 +24,7 @@ from bnn_ext.training.methods import METHODS, require_one_of
 OPTIMIZERS = (
     "SGD", "ASGD", "Adam", "AdamW", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop"
 )  # fmt: skip
+_FUSED = ("SGD", "Adam", "AdamW")  # of torch on any device
 SCHEDULES = ("constant", "linear", "cosine", "exponential")
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 TEST_WEIGHTS = ("binary", "real")
@@ -104,6 +105,8 @@ class Optimization:
     def optimizer_settings(self) -> dict[str, float]:
         """What the constructor of the optimizer is given."""
         settings = {"lr": self.lr, "weight_decay": self.weight_decay, "momentum": self.momentum}
+        if self.optimizer in _FUSED:  # all of a step in one pass over memory
+            settings["fused"] = True
         known = inspect.signature(getattr(torch.optim, self.optimizer)).parameters
         return {name: value for name, value in settings.items() if name in known}
 

@@ -10,6 +10,7 @@
 #include "cpu/pool_kernels.h"
 #include "cpu/real_kernels.h"
 #include "cpu/select_kernels.h"
+#include "cpu/sign_kernels.h"
 
 namespace bnn_ext::cpu {
 
@@ -21,6 +22,7 @@ struct Kernels {
   RealKernels real;
   SelectKernels select;
   PoolKernels pool;
+  SignKernels sign;
 };
 
 extern const Kernels kKernelsGeneric;

@@ -76,6 +76,7 @@ inline __m256 fused_multiply_add(__m256 y, __m256 factor, __m256 addend) {
 #include "cpu/epilogue_body.inl"
 #include "cpu/select_body.inl"
 #include "cpu/pool_body.inl"
+#include "cpu/sign_body.inl"
 #include "cpu/lookup_avx2.inl"
 #include "cpu/real_body.inl"
 // clang-format on
@@ -83,7 +84,7 @@ inline __m256 fused_multiply_add(__m256 y, __m256 factor, __m256 addend) {
 }  // namespace
 
 const Kernels kKernelsAvx2 = {"avx2",       kDotKernels,    kEpilogueKernels, kPackKernels,
-                              kRealKernels, kSelectKernels, kPoolKernels};
+                              kRealKernels, kSelectKernels, kPoolKernels,     kSignKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

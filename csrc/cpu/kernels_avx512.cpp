@@ -58,6 +58,7 @@ struct Count {
 #include "cpu/epilogue_body.inl"
 #include "cpu/select_body.inl"
 #include "cpu/pool_body.inl"
+#include "cpu/sign_body.inl"
 #include "cpu/lookup_avx512.inl"
 #include "cpu/real_body.inl"
 // clang-format on
@@ -65,7 +66,7 @@ struct Count {
 }  // namespace
 
 const Kernels kKernelsAvx512 = {"avx512",     kDotKernels,    kEpilogueKernels, kPackKernels,
-                                kRealKernels, kSelectKernels, kPoolKernels};
+                                kRealKernels, kSelectKernels, kPoolKernels,     kSignKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

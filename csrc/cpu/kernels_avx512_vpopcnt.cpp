@@ -43,6 +43,7 @@ struct Count {
 #include "cpu/epilogue_body.inl"
 #include "cpu/select_body.inl"
 #include "cpu/pool_body.inl"
+#include "cpu/sign_body.inl"
 #include "cpu/lookup_avx512.inl"
 #include "cpu/real_body.inl"
 // clang-format on
@@ -51,7 +52,7 @@ struct Count {
 
 const Kernels kKernelsAvx512Vpopcnt = {"avx512_vpopcnt", kDotKernels,  kEpilogueKernels,
                                        kPackKernels,     kRealKernels, kSelectKernels,
-                                       kPoolKernels};
+                                       kPoolKernels,     kSignKernels};
 
 }  // namespace bnn_ext::cpu
 BNN_TARGET_END

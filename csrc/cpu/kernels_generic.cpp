@@ -52,6 +52,7 @@ struct Count {
 #include "cpu/epilogue_body.inl"
 #include "cpu/select_body.inl"
 #include "cpu/pool_body.inl"
+#include "cpu/sign_body.inl"
 #include "cpu/lookup_scalar.inl"
 #include "cpu/real_body.inl"
 // clang-format on
@@ -59,6 +60,6 @@ struct Count {
 }  // namespace
 
 const Kernels kKernelsGeneric = {"generic",    kDotKernels,    kEpilogueKernels, kPackKernels,
-                                 kRealKernels, kSelectKernels, kPoolKernels};
+                                 kRealKernels, kSelectKernels, kPoolKernels,     kSignKernels};
 
 }  // namespace bnn_ext::cpu

@@ -69,13 +69,8 @@ T* mutable_data(const Tensor& tensor) {
 
 // On the CPU. torch::stable::new_empty would go through the dispatcher, which takes longer than a
 // small layer.
-inline Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType dtype) {
-  std::vector<int64_t> strides(shape.size());
-  int64_t stride = 1;
-  for (size_t i = shape.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= std::max<int64_t>(shape[i], 1);
-  }
+inline Tensor new_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+                         ScalarType dtype) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       shape.size(), shape.data(), strides.data(),
@@ -84,10 +79,26 @@ inline Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType dtype) {
   return Tensor(handle);
 }
 
+inline Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(shape[i], 1);
+  }
+  return new_tensor(shape, strides, dtype);
+}
+
 inline std::vector<int64_t> shape_of(const Tensor& tensor) {
   std::vector<int64_t> shape(tensor.dim());
   for (int64_t i = 0; i < tensor.dim(); ++i) shape[i] = tensor.size(i);
   return shape;
+}
+
+inline std::vector<int64_t> strides_of(const Tensor& tensor) {
+  std::vector<int64_t> strides(tensor.dim());
+  for (int64_t i = 0; i < tensor.dim(); ++i) strides[i] = tensor.stride(i);
+  return strides;
 }
 
 // A grain for parallel_for such that a thread gets at least `least` units of work, when `total`
