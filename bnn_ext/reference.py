@@ -15,7 +15,7 @@ from torch import Tensor
 WORD_BITS = 32
 
 # A step of an epilogue: its name and its operands.
-Step = tuple[str, Tensor] | tuple[str, Tensor, Tensor]
+Step = tuple[str] | tuple[str, Tensor] | tuple[str, Tensor, Tensor]
 
 
 def words(bits: int) -> int:
@@ -109,6 +109,8 @@ def apply_step(y: Tensor, name: str, *operands: Tensor) -> Tensor:
     """One step of an epilogue on float32 values; the operands broadcast against them."""
     if name == "multiply_add":
         return multiply_add(y, *operands)
+    if name in ("float16", "bfloat16"):
+        return y.to(getattr(torch, name)).float()
     operand = operands[0].float()
     if name == "multiply":
         return y * operand

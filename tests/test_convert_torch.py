@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bnn_ext
+from bnn_ext import models
 from bnn_ext import nn as bnn
 from bnn_ext.convert import PackedNetwork
 
@@ -140,6 +141,25 @@ def test_half_precision(dtype):
             found = fast(input)
             assert found.dtype == dtype
             assert torch.equal(found, model(input))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["birealnet18", "reactnet_a", "brn", "resnet_binary"])
+@torch.no_grad()
+def test_half_precision_is_fused_like_float32(name, dtype):
+    """Scales, BatchNorm, residuals and activations are steps; so is what each of them rounds."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 64, 64)
+    model = getattr(models, name)()
+    model(x)  # has statistics then
+    model.eval()
+    fast = bnn_ext.convert(model, x, verify=False, real_layers="torch")
+    layers = Counter(type(step).__name__ for step in fast.modules())
+    half = bnn_ext.convert(model.to(dtype), x.to(dtype), real_layers="torch")
+    assert torch.equal(half(x.to(dtype)), model(x.to(dtype)))
+    found = Counter(type(step).__name__ for step in half.modules())
+    assert layers["FusedConv2d"] == found["FusedConv2d"] >= 8
+    assert found["TorchCall"] <= layers["TorchCall"] + layers["RealMaxPool2d"]
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])

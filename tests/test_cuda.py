@@ -349,6 +349,8 @@ def test_fused(path: str, name: str, long: bool, dtype: torch.dtype | None) -> N
         ("minimum", torch.rand(40)),
         ("multiply_add", torch.randn(40), torch.randn(40)),
         ("divide", torch.randn(40)),
+        ("float16",),
+        ("bfloat16",),
     ]
     steps *= 2 if long else 1  # more than one kernel takes
     threshold, flip = torch.randn(40) / 2, random_flip(40)

@@ -871,12 +871,23 @@ def test_attributes_of_all_kinds(saved):
 
     for described in content(saved.read_bytes())[0]["nodes"]:
         name = described["name"]
-        changes = [remove(name, key) for key in described["attributes"]]
+        added = {"dtype"} if described["kind"] == "Elementwise" else set()  # see the test below
+        changes = [remove(name, key) for key in described["attributes"] if key not in added]
         changes += [set_attribute(name, key, 1) for key in ("x", "weight", "self", "device")]
         values = (None, [], "x", 1, [["stride", 1]], *([{}] if described["attributes"] else []))
         changes += [set_field(name, "attributes", value) for value in values]
         for _ in each(saved, changes):
             assert_refused(saved, f"node {name}")
+
+
+def test_files_from_before_steps_in_half_precision(network, saved):
+    """Their elementwise steps say no dtype: it was float32."""
+
+    def change(header: Header, tensors: dict[str, Tensor]) -> None:
+        assert node(header, "2")["attributes"].pop("dtype") == "float32"
+
+    for _ in each(saved, [change]):
+        assert_same(bnn_ext.load(saved), network, *images())
 
 
 def test_tensors(saved):

@@ -40,8 +40,10 @@ def steps_for(shape: tuple[int, ...], dtype: torch.dtype) -> list[ops.Step]:
         ("minimum", torch.rand(channels) + 1),
         ("prelu", torch.rand(shape).to(dtype)),
         ("multiply_add", scale, bias),
+        ("float16",),
         ("divide", scale),
         ("divide", torch.randn(shape).to(dtype)),
+        ("bfloat16",),
     ]
 
 
@@ -90,6 +92,8 @@ def test_each_step_alone(level, name):
     steps: list[ops.Step] = [(name, values.repeat(8)), (name, values.repeat(24).view(3, 64))]
     if name == "multiply_add":
         steps = [(name, values.repeat(8), values.repeat_interleave(8))]
+    if name in ("float16", "bfloat16"):
+        steps = [(name,)]
     for step in steps:
         for first in ((), [("multiply", torch.zeros(64))], [("multiply", values.repeat(8))]):
             arguments = (input, weight, 64, [*first, step])
@@ -124,6 +128,21 @@ def test_bits_are_those_of_the_rounded_values(level):
     assert bits.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_to_half_precision(level, dtype):
+    """To nearest, ties to even, also subnormal and beyond the largest number, as torch rounds."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    every = every[every.isfinite()]
+    halfway = (every + every.roll(1)) / 2
+    values = torch.cat([every, halfway, torch.nextafter(halfway, torch.tensor(torch.inf))])
+    values = torch.cat([values, torch.randn(4096), torch.tensor([65519.0, 65520.0, 3e38, 1e-30])])
+    step = str(dtype).removeprefix("torch.")
+    found, bits = ops.elementwise(values[:, None], [(step,)], torch.float32, torch.zeros(1))
+    assert torch.equal(found[:, 0], values.to(dtype).float())
+    assert torch.equal(found[:, 0].signbit(), values.signbit())
+    assert torch.equal(bits[:, 0], (values.to(dtype) >= 0).int())
+
+
 @settings(max_examples=150)
 @given(
     images=st.integers(0, 2),
@@ -145,9 +164,11 @@ def test_any_steps(
     input, weight = random_packed(images, *size, channels), random_packed(out, 3, 3, group_channels)
     geometry = (channels, (1, 1), padding, (1, 1), groups, 0)
     shape = reference.conv2d(input, weight, *geometry).shape
-    steps = [
+    steps: list[ops.Step] = [
         (name, torch.randn(out), torch.randn(out))
         if name == "multiply_add"
+        else (name,)
+        if name in ("float16", "bfloat16")
         else (name, torch.randn(shape if each else (out,)))
         for name, each in numbers
     ]

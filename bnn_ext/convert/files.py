@@ -66,6 +66,9 @@ _KINDS: dict[str, type[packed.PackedLayer]] = {
 }
 _CONTAINERS: dict[str, type] = {kind.__name__: kind for kind in (list, tuple, dict, OrderedDict)}
 
+# Attributes that files of before do not have, and what they would say.
+_ADDED = {"Elementwise": {"dtype": "float32"}}
+
 _FIELDS = ("version", "inputs", "structure", "rounds", "nodes", "report")
 _NODE_FIELDS = ("name", "kind", "inputs", "outputs", "attributes", "orders")
 
@@ -342,6 +345,8 @@ def _in_order(tensor: Tensor, order: list[int]) -> Tensor:
 def _layer(kind: Any, attributes: Any, tensors: dict[str, Tensor]) -> packed.PackedLayer:
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"kind must be one of {', '.join(_KINDS)}, found {kind!r}")
+    if isinstance(attributes, dict):
+        attributes = _ADDED.get(kind, {}) | attributes
     _check_fields("attributes", attributes, _KINDS[kind].attribute_names)
     if _KINDS[kind] is torch_calls.TorchCall:
         _check_call(attributes["operator"])

@@ -32,11 +32,11 @@ def sign(x: Tensor) -> Tensor:
 def compare(x: Tensor, threshold: Tensor, rising: Tensor) -> Tensor:
     """+1 where `x >= threshold` in a rising channel or `x <= threshold` in another, else -1.
 
-    Channels are dimension 1; threshold and rising (bool) have shape [C].
+    In the dtype of x; channels are dimension 1; threshold and rising (bool) have shape [C].
     """
     threshold, rising = per_channel(threshold, x), per_channel(rising, x)
     bits = torch.where(rising, x >= threshold, x <= threshold)
-    return torch.where(bits, 1.0, -1.0)
+    return torch.where(bits, 1.0, -1.0).to(x.dtype)
 
 
 def product(
@@ -84,14 +84,15 @@ def pool(
     return F.max_pool2d(x * turn, *window) * turn
 
 
-def finish(x: Tensor, operations: Sequence[str], *operands: Tensor) -> Tensor:
+def finish(x: Tensor, operations: Sequence[str], dtype: torch.dtype, *operands: Tensor) -> Tensor:
     """The steps of `bnn_ext.ops.conv2d_fused` one after the other, channels in dimension 1."""
     given = iter(operands)
+    x = x.float()
     for operation in operations:
         step = [next(given) for _ in range(operand_count(operation))]
         shaped = (o if o.dim() == x.dim() else per_channel(o, x) for o in step)
         x = reference.apply_step(x, operation, *shaped)
-    return x
+    return x.to(dtype)
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:

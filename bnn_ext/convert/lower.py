@@ -183,7 +183,7 @@ class _Lowering:
         needed = any(user is not comparison for user in end.users)
         operations, operands = (), ()
         if end is not start:
-            _, operations, *operands = end.args
+            _, operations, _, *operands = end.args
         if not ir.calls(start, ir.product):
             self.elementwise(start, end, operations, operands, comparison, needed)
             return
@@ -193,7 +193,7 @@ class _Lowering:
         plain = not operations and comparison is None
         steps, tensors, maps = self.steps(operations, operands)
         weight, arguments = self.product_arguments(start)
-        arguments |= {"dtype": _DTYPES[start.meta["dtype"]]}
+        arguments |= {"dtype": _DTYPES[end.meta["dtype"]]}
         inputs = (self.bits[start.args[0]].name, *maps)
         is_map = weight.dim() == 4
         if plain:
@@ -210,7 +210,7 @@ class _Lowering:
     def comparison_of(self, end: GraphNode) -> GraphNode | None:
         """The comparison of the layer's floats that its kernel can make at once."""
         if (
-            end.meta["dtype"] != torch.float32
+            end.meta["dtype"] not in _DTYPES
             or end.target is ir.product
             and (end.args[0] not in self.bits)
         ):
@@ -313,6 +313,7 @@ class _Lowering:
             len(end.meta["shape"]) == 4,
             steps,
             needed,
+            _DTYPES[end.meta["dtype"]],
             **tensors,
             **self.float_threshold(comparison),
         )

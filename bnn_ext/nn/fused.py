@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bnn_ext import ops
@@ -199,28 +198,30 @@ class Elementwise(_Fused):
 
     Args:
         is_map: whether channels are dimension 1 rather than the last one.
-        operations, floats, threshold, flip, operands: as for `FusedLinear`.
+        operations, floats, dtype, threshold, flip, operands: as for `FusedLinear`; real values are
+            of this dtype as well.
     """
 
-    attribute_names = ("is_map", "operations", "floats")
+    attribute_names = ("is_map", "operations", "floats", "dtype")
 
     def __init__(
         self,
         is_map: bool,
         operations: Sequence[str],
         floats: bool = True,
+        dtype: str = "float32",
         threshold: Tensor | None = None,
         flip: Tensor | None = None,
         **operands: Tensor,
     ) -> None:
-        super().__init__(operations, floats, "float32", threshold, flip, operands)
+        super().__init__(operations, floats, dtype, threshold, flip, operands)
         if not isinstance(is_map, bool):
             raise TypeError(f"is_map must be a bool, found {type(is_map).__name__}")
         self.is_map = self.gives_map = is_map
         self.map_inputs = range(1 + self.residuals) if is_map else ()
         vectors = [t for name, t in self.tensors().items() if name != "flip"]
         shape = (1, vectors[0].shape[0] if vectors else 1, *[1] * (2 * is_map))
-        self._check(shape, [shape] * self.residuals, dtype=torch.float32)
+        self._check(shape, [shape] * self.residuals, dtype=self.float_dtype)
 
     def call(self, inputs: Sequence[Any]) -> tuple[str, dict[str, Any]]:
         return "elementwise", {"input": inputs[0]} | self._end(inputs[1:])

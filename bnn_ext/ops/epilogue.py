@@ -18,13 +18,30 @@ from bnn_ext.ops.checks import (
 )
 from bnn_ext.reference import Step, words
 
-# Numbered as in epilogue_kernels.h.
-STEPS = ("multiply", "add", "prelu", "maximum", "minimum", "multiply_add", "divide")
+# How many operands each has; numbered in this order, as in steps.h.
+_OPERAND_COUNTS = {
+    "multiply": 1,
+    "add": 1,
+    "prelu": 1,
+    "maximum": 1,
+    "minimum": 1,
+    "multiply_add": 2,
+    "divide": 1,
+    "float16": 0,
+    "bfloat16": 0,
+}
+STEPS = tuple(_OPERAND_COUNTS)
 
 
 def operand_count(name: str) -> int:
-    """How many operands the step of that name has."""
-    return 2 if name == "multiply_add" else 1
+    """How many operands the step of that name has.
+
+    Raises:
+        ValueError: there is no such step.
+    """
+    if name not in _OPERAND_COUNTS:
+        raise ValueError(f"steps must be named {', '.join(STEPS)}, found {name!r}")
+    return _OPERAND_COUNTS[name]
 
 
 def numbered(steps: Sequence[Step]) -> tuple[list[int], list[Tensor]]:
@@ -40,11 +57,8 @@ def numbered(steps: Sequence[Step]) -> tuple[list[int], list[Tensor]]:
 def named(operations: Sequence[int], operands: Sequence[Tensor]) -> list[Step]:
     """The inverse of `numbered`."""
     left = iter(operands)
-    steps: list[Step] = []
-    for name in (STEPS[number] for number in operations):
-        first = next(left)
-        steps.append((name, first) if operand_count(name) == 1 else (name, first, next(left)))
-    return steps
+    names = (STEPS[number] for number in operations)
+    return [(name, *(next(left) for _ in range(operand_count(name)))) for name in names]  # type: ignore[misc]
 
 
 def check_fused(
@@ -57,10 +71,7 @@ def check_fused(
 ) -> None:
     """Checks what finishes outputs of `shape`."""
     channels = shape[-1]
-    for name, *_ in steps:
-        if name not in STEPS:
-            raise ValueError(f"steps must be named {', '.join(STEPS)}, found {name!r}")
-    numbered(steps)
+    numbered(steps)  # checks names and numbers of operands
     for name, *operands in steps:
         if name == "multiply_add":
             for role, operand in zip(("factor", "addend"), operands, strict=True):
@@ -68,19 +79,19 @@ def check_fused(
                 check_tensor(what, operand, (torch.float32,))
                 check_vector(what, operand, channels, torch.float32, device)
             continue
-        (operand,) = operands
-        what = f"the operand of {name!r} in steps"
-        if isinstance(operand, Tensor) and operand.dim() == 1:
-            check_vector(what, operand, channels, torch.float32, device)
-            continue
-        check_tensor(what, operand, FLOATS)
-        if tuple(operand.shape) != shape:
-            raise ValueError(
-                f"{what} must have {channels} elements or the output's shape {shape}, "
-                f"found shape {tuple(operand.shape)}"
-            )
-        check_no_gradient(what, operand)
-        check_device(what, operand, device)
+        for operand in operands:
+            what = f"the operand of {name!r} in steps"
+            if isinstance(operand, Tensor) and operand.dim() == 1:
+                check_vector(what, operand, channels, torch.float32, device)
+                continue
+            check_tensor(what, operand, FLOATS)
+            if tuple(operand.shape) != shape:
+                raise ValueError(
+                    f"{what} must have {channels} elements or the output's shape {shape}, "
+                    f"found shape {tuple(operand.shape)}"
+                )
+            check_no_gradient(what, operand)
+            check_device(what, operand, device)
     if dtype is None and threshold is None:
         raise ValueError("dtype or threshold must be given, found None for both")
     if dtype is not None:

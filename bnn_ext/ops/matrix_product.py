@@ -180,7 +180,9 @@ def linear_fused(
     - `("prelu", slope)`: `y if y > 0 else y * slope`;
     - `("maximum", low)`, `("minimum", high)`: the bounds of a clip; NaN stays;
     - `("multiply_add", factor, addend)`: product and sum rounded once together, as torch's
-      BatchNorm in evaluation does on a CPU with fused multiply-add.
+      BatchNorm in evaluation does on a CPU with fused multiply-add;
+    - `("float16",)`, `("bfloat16",)`: rounded to half precision, as each call of a network of that
+      dtype does.
 
     Args:
         input, weight, in_features, tiles: as for `linear`.

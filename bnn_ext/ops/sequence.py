@@ -27,7 +27,7 @@ from bnn_ext.ops.binary_weight import (
 from bnn_ext.ops.calls import runs_now
 from bnn_ext.ops.channels import select_channels
 from bnn_ext.ops.convolution import conv2d, conv2d_bits, conv2d_float, conv2d_fused
-from bnn_ext.ops.epilogue import STEPS, named, numbered
+from bnn_ext.ops.epilogue import named, numbered
 from bnn_ext.ops.matrix_product import linear, linear_bits, linear_float, linear_fused
 from bnn_ext.ops.packing import flatten, pack
 from bnn_ext.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_float
@@ -244,9 +244,6 @@ def _lowered(arguments: Mapping[str, Any]) -> dict[str, Any]:
     lowered = dict(arguments)
     if "steps" in lowered:
         steps = lowered.pop("steps")
-        for name, *_ in steps:
-            if name not in STEPS:
-                raise ValueError(f"steps must be named {', '.join(STEPS)}, found {name!r}")
         lowered["operations"], lowered["operands"] = numbered(steps)
     if "kernel_size" in lowered and lowered["stride"] is None:
         lowered["stride"] = lowered["kernel_size"]

@@ -1,6 +1,7 @@
 // What the steps of the fused operators are called, in arguments and kernels of every device.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace bnn_ext {
@@ -17,7 +18,14 @@ enum class Operation : int64_t {
   kMinimum = 4,      // y > operand ? operand : y
   kMultiplyAdd = 5,  // y * operand + addend
   kDivide = 6,       // y / operand
+  kFloat16 = 7,      // the float16 nearest to y
+  kBFloat16 = 8,     // the bfloat16 nearest to y
 };
-constexpr int64_t kOperations = 7;
+constexpr int64_t kOperations = 9;
+
+constexpr size_t operand_count(Operation operation) {
+  if (operation == Operation::kFloat16 || operation == Operation::kBFloat16) return 0;
+  return operation == Operation::kMultiplyAdd ? 2 : 1;
+}
 
 }  // namespace bnn_ext

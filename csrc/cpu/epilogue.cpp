@@ -36,15 +36,16 @@ FusedOutputs::FusedOutputs(const Room& room, const std::vector<int64_t>& shape,
     STD_TORCH_CHECK(0 <= number && number < kOperations, "unknown operation ", number);
     Operand step = {};
     step.operation = static_cast<Operation>(number);
-    const bool two = step.operation == Operation::kMultiplyAdd;
-    STD_TORCH_CHECK(used + (two ? 2 : 1) <= operands.size(), "operands are too few");
-    const Tensor& operand = operands[used++];
-    if (two || operand.dim() == 1)
-      step.channels = keep_vector(operand);
-    else
-      step.map = keep_map(operand, shape);
-    if (two) step.addend = keep_vector(operands[used++]);
+    const size_t count = operand_count(step.operation);
+    STD_TORCH_CHECK(used + count <= operands.size(), "operands are too few");
+    const Tensor* const own = operands.data() + used;
+    if (count == 2) step.addend = keep_vector(own[1]);
+    if (count == 2 || (count == 1 && own->dim() == 1))
+      step.channels = keep_vector(*own);
+    else if (count == 1)
+      step.map = keep_map(*own, shape);
     operands_.push_back(step);
+    used += count;
   }
   STD_TORCH_CHECK(used == operands.size(), "operands are too many");
   epilogue_.operands = operands_.data();

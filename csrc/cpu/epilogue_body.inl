@@ -102,11 +102,16 @@ inline void store(const Epilogue& epilogue, const Piece& piece, FloatVector* y) 
 }
 
 template <int kVectors>
+inline void round_to(FloatType type, FloatVector* y) {
+  for (int v = 0; v < kVectors; ++v) y[v] = to_floats(to_halves(y[v], type), type);
+}
+
+template <int kVectors>
 inline void apply(const Operand& operand, const Piece& piece, FloatVector* y) {
-  FloatVector x[kVectors];
+  FloatVector x[kVectors] = {};
   if (operand.map.values)
     load<kVectors>(operand.map, piece, x);
-  else
+  else if (operand.channels)
     for (int v = 0; v < kVectors; ++v)
       x[v] = load_vector<FloatVector>(operand.channels + piece.channel + v * kLanes);
   switch (operand.operation) {
@@ -132,6 +137,12 @@ inline void apply(const Operand& operand, const Piece& piece, FloatVector* y) {
       break;
     case Operation::kDivide:
       for (int v = 0; v < kVectors; ++v) y[v] /= x[v];
+      break;
+    case Operation::kFloat16:
+      round_to<kVectors>(FloatType::kHalf, y);
+      break;
+    case Operation::kBFloat16:
+      round_to<kVectors>(FloatType::kBFloat16, y);
       break;
   }
 }

@@ -12,7 +12,8 @@ struct Map {
   FloatType type;
 };
 
-// The operand is one value per output channel or, where `map` has values, one per output.
+// The operand, if there is one, is a value per output channel or, where `map` has values, a value
+// per output.
 struct Operand {
   Operation operation;
   const float* channels;  // readable up to a multiple of kBlock

@@ -6,7 +6,8 @@
 
 namespace bnn_ext::cpu {
 
-constexpr int64_t kDrawn = 128;  // numbers that are drawn at a time: more than a compiler would unroll
+// Numbers that are drawn at a time: more than compilers unroll, which would keep them from vectors.
+constexpr int64_t kDrawn = 128;
 
 struct SignKernels {
   // out = x >= 0 ? 1 : -1.

@@ -80,12 +80,12 @@ __global__ void elementwise_kernel(__grid_constant__ const Elementwise fused) {
 #pragma unroll 1
       for (int i = 0; i < fused.step_count; ++i) {
         const Step& step = fused.steps[i];
-        float x[kValues], addend[kValues] = {};
+        float x[kValues] = {}, addend[kValues] = {};
         if (step.map != nullptr)
           load_floats(step.map, step.map_type, index, x);
-        else
+        else if (step.channels != nullptr)
           load_values(step.channels + channel, x);
-        if (step.operation == Operation::kMultiplyAdd) load_values(step.addend + channel, addend);
+        if (step.addend != nullptr) load_values(step.addend + channel, addend);
         apply_operation(step.operation, x, addend, y);
       }
       if (fused.floats != nullptr) store_floats(fused.floats, fused.type, index, y);

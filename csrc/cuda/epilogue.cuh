@@ -254,9 +254,16 @@ struct StoreFused {
       values[j] = values[2 + j] = cells.valid_columns[j] ? channels[cells.column + j] : 0.0f;
   }
 
+  __device__ __forceinline__ static void load_map(const void* map, FloatType type,
+                                                  const Cells& cells, float (&values)[4]) {
+    if (type == FloatType::kFloat) load_map_of<float>(map, cells, values);
+    if (type == FloatType::kHalf) load_map_of<torch::headeronly::Half>(map, cells, values);
+    if (type == FloatType::kBFloat16) load_map_of<torch::headeronly::BFloat16>(map, cells, values);
+  }
+
   template <typename T>
-  __device__ __forceinline__ static void load_map(const void* map, const Cells& cells,
-                                                  float (&values)[4]) {
+  __device__ __forceinline__ static void load_map_of(const void* map, const Cells& cells,
+                                                     float (&values)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       values[i] =
@@ -265,16 +272,12 @@ struct StoreFused {
 
   __device__ __forceinline__ static void apply(const Step& step, const Cells& cells,
                                                float (&y)[4]) {
-    float x[4], addend[4] = {};
-    if (step.map == nullptr)
+    float x[4] = {}, addend[4] = {};
+    if (step.map != nullptr)
+      load_map(step.map, step.map_type, cells, x);
+    else if (step.channels != nullptr)
       load_channels(step.channels, cells, x);
-    else if (step.map_type == FloatType::kFloat)
-      load_map<float>(step.map, cells, x);
-    else if (step.map_type == FloatType::kHalf)
-      load_map<torch::headeronly::Half>(step.map, cells, x);
-    else
-      load_map<torch::headeronly::BFloat16>(step.map, cells, x);
-    if (step.operation == Operation::kMultiplyAdd) load_channels(step.addend, cells, addend);
+    if (step.addend != nullptr) load_channels(step.addend, cells, addend);
     apply_operation(step.operation, x, addend, y);
   }
 };

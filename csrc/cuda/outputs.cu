@@ -51,7 +51,7 @@ std::vector<Tensor> fused_in_two(const Product& product, const std::vector<int64
   const auto middle = operations.begin() + kMaxSteps;
   size_t taken = 0;
   for (auto operation = operations.begin(); operation != middle; ++operation)
-    taken += *operation == static_cast<int64_t>(Operation::kMultiplyAdd) ? 2 : 1;
+    taken += operand_count(static_cast<Operation>(*operation));
   STD_TORCH_CHECK(taken <= operands.size(), "operands are too few");
   const auto rest = operands.begin() + static_cast<std::ptrdiff_t>(taken);
   const Tensor floats = fused(product, {operations.begin(), middle}, {operands.begin(), rest},

@@ -33,15 +33,16 @@ class StepOperands {
                       kOperations, ", found ", number);
       Step step = {};
       step.operation = static_cast<Operation>(number);
-      const bool two = step.operation == Operation::kMultiplyAdd;
-      STD_TORCH_CHECK(used + (two ? 2 : 1) <= operands.size(), "operands are too few");
-      const Tensor& operand = operands[used++];
-      if (two || operand.dim() == 1)
-        step.channels = keep_vector(operand, sizes.back(), input);
-      else
-        keep_map(operand, sizes, input, step);
-      if (two) step.addend = keep_vector(operands[used++], sizes.back(), input);
+      const size_t count = operand_count(step.operation);
+      STD_TORCH_CHECK(used + count <= operands.size(), "operands are too few");
+      const Tensor* const own = operands.data() + used;
+      if (count == 2) step.addend = keep_vector(own[1], sizes.back(), input);
+      if (count == 2 || (count == 1 && own->dim() == 1))
+        step.channels = keep_vector(*own, sizes.back(), input);
+      else if (count == 1)
+        keep_map(*own, sizes, input, step);
       steps_.push_back(step);
+      used += count;
     }
     STD_TORCH_CHECK(used == operands.size(), "operands are too many");
   }

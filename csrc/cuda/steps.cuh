@@ -1,14 +1,17 @@
 // The steps of a fused epilogue: what bnn_ext/ops/epilogue.py describes, as kernels take it.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include "common/steps.h"
 #include "cuda/ptx.cuh"
 
 namespace bnn_ext::cuda {
 
-constexpr int kMaxSteps = 8;  // of one launch
+constexpr int kMaxSteps = 16;  // of one launch
 
-// The operand is one value per channel or, where `map` is not null, one per result.
+// The operand, if there is one, is a value per channel or, where `map` is not null, one per result.
 struct Step {
   Operation operation;
   const float* channels;
@@ -16,6 +19,11 @@ struct Step {
   const void* map;
   FloatType map_type;
 };
+
+template <typename T>
+__device__ __forceinline__ float rounded_to(float y) {
+  return static_cast<float>(static_cast<T>(y));
+}
 
 // One operation on every y, in float, rounded once.
 template <int count>
@@ -40,6 +48,10 @@ __device__ __forceinline__ void apply_operation(Operation operation, const float
       return each([](float y, float x, float z) { return ptx::multiply_add(y, x, z); });
     case Operation::kDivide:
       return each([](float y, float x, float) { return ptx::divide(y, x); });
+    case Operation::kFloat16:
+      return each([](float y, float, float) { return rounded_to<torch::headeronly::Half>(y); });
+    case Operation::kBFloat16:
+      return each([](float y, float, float) { return rounded_to<torch::headeronly::BFloat16>(y); });
   }
 }
 

@@ -202,14 +202,14 @@ void check_fused(const Run& run, const Problem& problem, const std::vector<int32
   for (int s = 0; s < finish.step_count; ++s) {
     Step& step = finish.steps[s];
     step.operation = static_cast<Operation>(pick(0, kOperations - 1));
-    const bool two = step.operation == Operation::kMultiplyAdd;
-    const bool map = !two && pick(0, 1);
+    const size_t count = operand_count(step.operation);
+    const bool map = count == 1 && pick(0, 1);
     Values* operand = make(map ? random_type() : FloatType::kFloat, map ? sums.size() : outputs);
-    Values* addend = two ? make(FloatType::kFloat, outputs) : nullptr;
+    Values* addend = make(FloatType::kFloat, outputs);
     step.map = map ? operand->data() : nullptr;
     step.map_type = operand->type;
-    step.channels = map ? nullptr : operand->floats.data();
-    step.addend = two ? addend->floats.data() : nullptr;
+    step.channels = map || count == 0 ? nullptr : operand->floats.data();
+    step.addend = count == 2 ? addend->floats.data() : nullptr;
     for (size_t i = 0; i < y.size(); ++i) {
       const float x = (*operand)[map ? i : i % outputs], v = y[i];
       switch (step.operation) {
@@ -233,6 +233,12 @@ void check_fused(const Run& run, const Problem& problem, const std::vector<int32
           break;
         case Operation::kDivide:
           y[i] = v / x;
+          break;
+        case Operation::kFloat16:
+          y[i] = round_to(FloatType::kHalf, v);
+          break;
+        case Operation::kBFloat16:
+          y[i] = round_to(FloatType::kBFloat16, v);
           break;
       }
     }

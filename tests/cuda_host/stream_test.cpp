@@ -214,6 +214,10 @@ float step_of(Operation operation, float y, float x, float addend) {
       return std::fma(y, x, addend);
     case Operation::kDivide:
       return y / x;
+    case Operation::kFloat16:
+      return static_cast<float>(Half(y));
+    case Operation::kBFloat16:
+      return static_cast<float>(BFloat16(y));
   }
   return y;
 }
@@ -257,16 +261,17 @@ void test_elementwise() {
       step.operation = static_cast<Operation>(fused.step_count % kOperations);
       const std::vector<float> operand = random_floats(channels), addend = random_floats(channels);
       const std::vector<Out> map = rounded<Out>(random_floats(count));
-      const bool two = step.operation == Operation::kMultiplyAdd, is_map = !two && pick(0, 1);
+      const size_t operands = operand_count(step.operation);
+      const bool is_map = operands == 1 && pick(0, 1);
       if (is_map) {
         maps.push_back(std::make_unique<Buffer<Out>>(map));
         step.map = maps.back()->data();
         step.map_type = kTypeOf<Out>;
-      } else {
+      } else if (operands > 0) {
         vectors.push_back(std::make_unique<Buffer<float>>(operand));
         step.channels = vectors.back()->data();
       }
-      if (two) {
+      if (operands == 2) {
         vectors.push_back(std::make_unique<Buffer<float>>(addend));
         step.addend = vectors.back()->data();
       }

@@ -2,7 +2,8 @@
 
 Such calls become the steps of a `finish`, which the layer's kernel applies to its sums before they
 leave the registers. A call joins only if the step gives the same float as the call, bit for bit, on
-probes; so the network stays exact.
+probes; so the network stays exact. In half precision a call computes in float32 and rounds its
+result, which is one more step.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch.fx import Graph, Node
 
 from bnn_ext.convert import ir
 from bnn_ext.convert.ir import aten
+
+# What calls give, and the step that rounds float32 to it.
+_ROUNDINGS = {torch.float32: None, torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 class Step(NamedTuple):
@@ -34,7 +38,7 @@ def join_finishes(graph: Graph) -> None:
 
 
 def _is_start(node: Node) -> bool:
-    """Whether the node gives float32 maps or rows that nothing has joined yet.
+    """Whether the node gives maps or rows of floats that nothing has joined yet.
 
     Behind a product the steps join its kernel, behind any other call one pass over memory.
     """
@@ -43,14 +47,14 @@ def _is_start(node: Node) -> bool:
         node.op == "call_function"
         and node.target not in (ir.sign, ir.compare, ir.pool)
         and len(shape) in (2, 4)
-        and node.meta["dtype"] == torch.float32
+        and node.meta["dtype"] in _ROUNDINGS
         and bool(node.users)
     )
 
 
 def _grow(graph: Graph, start: Node) -> None:
     """Takes the calls behind the node in, one after the other."""
-    steps: list[Step] = []
+    steps = _rounded_sums(start)
     absorbed: list[Node] = []
     end = start
     while len(end.users) == 1:
@@ -61,7 +65,7 @@ def _grow(graph: Graph, start: Node) -> None:
         steps += found
         absorbed.append(user)
         end = user
-    if not steps:
+    if not absorbed:
         return
     with graph.inserting_before(end):
         operands = [
@@ -71,24 +75,50 @@ def _grow(graph: Graph, start: Node) -> None:
         ]
         operations = tuple(step.operation for step in steps)
         joined = ir.call(
-            graph, ir.finish, (start, operations, *operands), end, absorbed=tuple(absorbed)
+            graph,
+            ir.finish,
+            (start, operations, end.meta["dtype"], *operands),
+            end,
+            absorbed=tuple(absorbed),
         )
     ir.replace(end, joined)
     graph.eliminate_dead_code()
+
+
+def _rounded_sums(start: Node) -> list[Step]:
+    """The step that rounds sums of signs, which a kernel has as integers, where they need it."""
+    dtype = start.meta["dtype"]
+    if _ROUNDINGS[dtype] is None or not ir.calls(start, ir.product):
+        return []
+    if not ir.holds_signs(start.args[0]):  # the layer gives its sums rounded
+        return []
+    weight = ir.tensor_of(start.args[1])
+    assert weight is not None
+    exact_up_to = 2 / torch.finfo(dtype).eps
+    return _rounding(dtype) if weight[0].numel() > exact_up_to else []
+
+
+def _rounding(dtype: torch.dtype) -> list[Step]:
+    name = _ROUNDINGS[dtype]
+    return [] if name is None else [Step(name, ())]
 
 
 def _steps(node: Node, input: Node) -> list[Step] | None:
     """The call as steps on its input, None if it cannot be."""
     if node.op != "call_function" or node.meta.get("shape") != input.meta["shape"]:
         return None
-    if node.meta["dtype"] != torch.float32:
+    dtype = node.meta["dtype"]
+    if dtype not in _ROUNDINGS:
         return None
     variables = [n for n in node.all_input_nodes if ir.is_variable(n)]
     if variables != [input]:
         other = _other_summand(node, input, variables)
-        return None if other is None else [Step("add", (other,))]
+        return None if other is None else [Step("add", (other,)), *_rounding(dtype)]
     channels = node.meta["shape"][1]
     for steps in _candidates(node, input, channels):
+        clips = all(step.operation in ("maximum", "minimum") for step in steps)
+        if not clips or dtype != input.meta["dtype"]:
+            steps = [*steps, *_rounding(dtype)]
         if _same(node, input, steps):
             return steps
     return None
@@ -102,12 +132,14 @@ def _other_summand(node: Node, input: Node, variables: list[Node]) -> Node | Non
         return None
     (other,) = (n for n in variables if n is not input)
     same = other.meta.get("shape") == input.meta["shape"]
-    return other if same and other.meta["dtype"] == torch.float32 else None
+    return other if same and other.meta["dtype"] in _ROUNDINGS else None
 
 
 def _candidates(node: Node, input: Node, channels: int) -> Iterator[list[Step]]:
     """Steps that might be the call."""
     target, args = node.target, node.args
+    if target == aten._to_copy.default and set(node.kwargs) <= {"dtype"}:
+        yield []
 
     def vector(value: object) -> Tensor | None:
         """A number or constant as one float per channel."""
@@ -158,8 +190,13 @@ def _candidates(node: Node, input: Node, channels: int) -> Iterator[list[Step]]:
 
 
 def _batch_norm(node: Node) -> Iterator[list[Step]]:
-    """Torch's way: `x * factor + addend`, rounded once where the CPU has such an instruction."""
-    weight, bias, mean, variance = (ir.tensor_of(value) for value in node.args[1:5])
+    """Torch's ways, which depend on device and memory format.
+
+    On a CPU it is `x * factor + addend`, rounded once where there is such an instruction; on CUDA
+    the mean is taken off first.
+    """
+    tensors = (ir.tensor_of(value) for value in node.args[1:5])
+    weight, bias, mean, variance = (None if t is None else t.float() for t in tensors)
     assert mean is not None and variance is not None
     eps = node.args[7]
     weight = torch.ones_like(mean) if weight is None else weight
@@ -171,6 +208,9 @@ def _batch_norm(node: Node) -> Iterator[list[Step]]:
         addend = bias - mean * factor
         yield [Step("multiply_add", (factor, addend))]
         yield [Step("multiply", (factor,)), Step("add", (addend,))]
+        for first, second in ((weight, inverse), (inverse, weight)):
+            centered = [Step("add", (-mean,)), Step("multiply", (first,))]
+            yield [*centered, Step("multiply_add", (second, bias))]
 
 
 @torch.no_grad()
@@ -191,11 +231,12 @@ def _same(node: Node, input: Node, steps: list[Step]) -> bool:
         probes = probes.contiguous(memory_format=reads)
     elif reads is torch.preserve_format:
         probes = torch.cat([probes, probes], 1)[:, : shape[1]]
+    probes = probes.to(input.meta["dtype"])
     known = {n: n.meta["tensor"] for n in node.all_input_nodes if not ir.is_variable(n)}
     known[input] = probes
-    expected = ir.compute(node, known)
+    expected = ir.compute(node, known).float()
     operands = [operand for step in steps for operand in step.operands]
-    found = ir.finish(probes, [step.operation for step in steps], *operands)
+    found = ir.finish(probes, [step.operation for step in steps], torch.float32, *operands)
     return bool(torch.equal(expected, found)) and bool(
         (expected.signbit() == found.signbit()).all()
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.fx import Graph, Node
 
 from bnn_ext.convert import ir
@@ -23,6 +22,7 @@ from bnn_ext.convert.thresholds import (
     float_threshold,
     integer_threshold,
 )
+from bnn_ext.ops.checks import FLOATS
 
 
 def compare_at_sources(graph: Graph, *, real_products: bool) -> None:
@@ -159,7 +159,7 @@ class _Pass:
                 weight = ir.tensor_of(value.args[1])
                 assert weight is not None
                 found = integer_threshold(chain.evaluate, weight[0].numel(), channels)
-            elif value.meta["dtype"] == torch.float32:
+            elif value.meta["dtype"] in FLOATS:  # half precision: its chain rounds what it is given
                 found = float_threshold(chain.evaluate, channels)
             else:
                 return None
