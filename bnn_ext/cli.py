@@ -150,6 +150,12 @@ def _add_train(commands: Any) -> None:
         "--method", metavar="NAME", help="what happens to binary weights (default: bnn)"
     )
     how.add_argument(
+        "--method-config",
+        type=_literal,
+        metavar="DICT",
+        help="settings of the method: \"{'threshold': 1e-7}\" of bop",
+    )
+    how.add_argument(
         "--init", metavar="PATH", help="a checkpoint or a run's folder, whose weights to begin with"
     )
     how.add_argument(

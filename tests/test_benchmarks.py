@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from datetime import timedelta
@@ -514,3 +515,35 @@ def test_numbers_in_plots_have_three_digits(value, text):
     import plot
 
     assert plot._digits(value) == text
+
+
+def test_bench_training_keeps_results_and_goes_on(tmp_path, monkeypatch):
+    """Trained once, a run is only measured; a group of runs has a table and a picture."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    bench = importlib.import_module("bench_training")
+    small = {"model": "binary_dense_mlp", "model_config": {"hidden": [16]}, "epochs": 2}
+    experiments = {
+        "first": bench.Experiment(small | {"epochs": 1}, 0.9),
+        "second": bench.Experiment(small, init="first"),
+    }
+    monkeypatch.setattr(bench, "EXPERIMENTS", experiments)
+    monkeypatch.setattr(bench, "GROUPS", {"both": list(experiments)})
+    arguments = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--threads", "1"]
+    bench.main([*experiments, *arguments])
+    (kept,) = tmp_path.glob("*/training")
+    names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
+    files = ("config.yaml", "curves.png", "metrics.csv", "result.json")
+    assert names == {"both.md", "both.png", *(f"{name}/{f}" for name in experiments for f in files)}
+    result = json.loads((kept / "first/result.json").read_text())
+    assert 0.2 < result["test_top1"] < 1 and result["least"] == 0.9 and result["seconds"] > 0
+    assert (kept / "both.md").read_text().count("\n| ") == 3  # epochs, and the header
+    assert "init: " + str(tmp_path / "runs/first") in (kept / "second/config.yaml").read_text()
+
+    def train(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(bench, "train", train)
+    bench.main([*experiments, *arguments])
+    assert json.loads((kept / "first/result.json").read_text())["test_top1"] == result["test_top1"]
+    with pytest.raises(SystemExit):
+        bench.main(["third"])

@@ -157,10 +157,19 @@ def test_a_converted_network_needs_the_data_set(digits_run, tmp_path, capsys):
     assert "dataset must be given" in capsys.readouterr().err
 
 
-def test_model_config_must_be_a_dict(capsys):
+@pytest.mark.parametrize("option", ["--model-config", "--method-config"])
+def test_configs_must_be_dicts(option, capsys):
     with pytest.raises(SystemExit):
-        cli.main(["train", "--model-config", "hidden=3"])
+        cli.main(["train", option, "hidden=3"])
     assert "must be a dict like {'width': 0.5}, found hidden=3" in capsys.readouterr().err
+
+
+def test_settings_of_a_method(tmp_path, capsys):
+    method = ["--method", "bop", "--epochs", "1", "--method-config"]
+    assert train(tmp_path, *method, "{'threshold': 1e-7}") == 0
+    assert settings(tmp_path).method_config == {"threshold": 1e-7}
+    assert train(tmp_path, *method, "{'depth': 1}") == 2
+    assert "setting of method bop must be one of lr, threshold" in capsys.readouterr().err
 
 
 def test_recipes_are_listed(capsys):
