@@ -8,6 +8,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/operators.cuh"
 #include "cuda/signed_sums.cuh"
+#include "cuda/signed_tables.cuh"
 
 namespace bnn_ext::cuda {
 namespace {
@@ -17,8 +18,14 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 // Sums, the operands that they point to, and the leading sizes of a result.
+//
+// Linear layers look sums up in tables, SignedTables, whatever their number of rows; convolutions
+// make and multiply signs, SignedSums. For four weights of a lane and one row, the first take 5.5
+// instructions, the second 9 where a block has eight rows and 30 where it has one. But tables of
+// pixels would be made anew for every tap.
+template <typename Sums>
 struct Call {
-  SignedSums sums;
+  Sums sums;
   Tensor input;
   Tensor weight;
   std::vector<int64_t> sizes;
@@ -31,28 +38,27 @@ void check_sums(const Tensor& input, int64_t terms) {
       "sums of ", terms, " uint8 values with signs do not fit into int32");
 }
 
-Call linear_call(const Tensor& input, const Tensor& weight, int64_t in_features) {
+Call<SignedTables> linear_call(const Tensor& input, const Tensor& weight, int64_t in_features) {
   STD_TORCH_CHECK(input.dim() > 0 && input.size(input.dim() - 1) == in_features, "input must have ",
                   in_features, " features in its last dimension");
+  STD_TORCH_CHECK(in_features <= std::numeric_limits<int32_t>::max(),
+                  "in_features must fit into int32, found ", in_features);
   check_rank("weight", weight, 2);
   check_sums(input, in_features);
   const Tensor x = operand("input", input, input.scalar_type(), input);
   const Tensor w = packed_operand("weight", weight, in_features, input);
-  SignedSums sums = {};
+  SignedTables sums = {};
   sums.input = x.const_data_ptr();
-  sums.strides[0] = in_features;
-  sums.strides[1] = 1;
   sums.weight = data<Word>(w);
-  sums.window = {{1, 1}, {1, 1}, {1, 1}, {1, 1}, {0, 0}, {1, 1}};  // a map of one pixel
   sums.rows = product(leading_sizes(x));
-  sums.group_inputs = in_features;
-  sums.group_outputs = sums.outputs = w.size(0);
+  sums.features = in_features;
+  sums.outputs = w.size(0);
   return {sums, x, w, leading_sizes(x)};
 }
 
-Call conv2d_call(const Tensor& input, const Tensor& weight, int64_t in_channels,
-                 const Integers& stride, const Integers& padding, const Integers& dilation,
-                 int64_t groups, int64_t pad_value) {
+Call<SignedSums> conv2d_call(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                             const Integers& stride, const Integers& padding,
+                             const Integers& dilation, int64_t groups, int64_t pad_value) {
   check_cuda(input);
   check_rank("input", input, 4);
   check_rank("weight", weight, 4);
@@ -90,7 +96,7 @@ bool has_vectors(const SignedSums& sums) {
 }
 
 template <typename In, int kRows, typename Finish>
-void launch_rows(const Call& call, const Tensor& output, const Finish& finish) {
+void launch_rows(const Call<SignedSums>& call, const Tensor& output, const Finish& finish) {
   const SignedSums& sums = call.sums;
   const int64_t blocks = (sums.rows + kRows - 1) / kRows * word_count(sums.outputs);
   launch_blocks(has_vectors<In>(sums) ? signed_sums_kernel<In, kRows, true, Finish>
@@ -99,11 +105,25 @@ void launch_rows(const Call& call, const Tensor& output, const Finish& finish) {
 }
 
 template <typename In, typename Finish>
-void launch_sums(const Call& call, const Tensor& output, const Finish& finish) {
+void launch_sums(const Call<SignedSums>& call, const Tensor& output, const Finish& finish) {
   if (call.sums.rows == 1)
     launch_rows<In, 1>(call, output, finish);
   else
     launch_rows<In, kSignedRows>(call, output, finish);
+}
+
+template <typename In, typename Finish>
+void launch_sums(const Call<SignedTables>& call, const Tensor& output, const Finish& finish) {
+  const int32_t device = output.get_device_index();
+  int processors = 0, shared_bytes = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  STD_CUDA_CHECK(
+      cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  const SignedTables sums = with_groups(call.sums, processors, shared_bytes);
+  launch_blocks(sums.has_vectors<In>() ? signed_tables_kernel<In, true, Finish>
+                                       : signed_tables_kernel<In, false, Finish>,
+                sums.blocks(), sums.groups * kTableGroupThreads,
+                signed_tables_shared_bytes(sums.groups), output, sums, finish);
 }
 
 // Calls launch(a value of the input's type).
@@ -124,7 +144,8 @@ void for_type_of(const Tensor& input, const Launch& launch) {
   }
 }
 
-Tensor values(const Call& call, const std::optional<Tensor>& scale,
+template <typename Sums>
+Tensor values(const Call<Sums>& call, const std::optional<Tensor>& scale,
               const std::optional<Tensor>& bias) {
   const int64_t outputs = call.sums.outputs;
   const bool whole = call.input.scalar_type() == ScalarType::Byte;
@@ -144,7 +165,8 @@ Tensor values(const Call& call, const std::optional<Tensor>& scale,
   return output;
 }
 
-Tensor bits(const Call& call, const Tensor& threshold, const std::optional<Tensor>& flip) {
+template <typename Sums>
+Tensor bits(const Call<Sums>& call, const Tensor& threshold, const std::optional<Tensor>& flip) {
   const int64_t outputs = call.sums.outputs;
   const bool whole = call.input.scalar_type() == ScalarType::Byte;
   const auto t = vector_operand("threshold", threshold, whole ? ScalarType::Int : ScalarType::Float,

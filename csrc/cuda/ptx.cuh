@@ -63,6 +63,17 @@ __device__ __forceinline__ void store_shared(SharedAddress address, const T& val
   *static_cast<T*>(__cvta_shared_to_generic(address)) = value;
 }
 
+// One aligned load of 4, 8 or 16 bytes of global memory.
+template <int count>
+__device__ __forceinline__ void load_words(const void* from, Word (&words)[count]) {
+  struct alignas(sizeof(words)) Vector {
+    Word words[count];
+  };
+  const auto vector = *static_cast<const Vector*>(from);
+#pragma unroll
+  for (int i = 0; i < count; ++i) words[i] = vector.words[i];
+}
+
 // One aligned store of all values to global memory.
 template <typename T, int count>
 __device__ __forceinline__ void store_vector(T* pointer, const T (&values)[count]) {
@@ -153,6 +164,13 @@ __device__ __forceinline__ void mma(int32_t (&sums)[4], const Word (&a)[4], cons
         : "r"(a[quarter]), "r"(b[half]));
   }
 #endif
+}
+
+// --- bytes --------------------------------------------------------------------------------------
+
+// Four bytes, chosen lowest first by four bits each: 0...3 are bytes of `low`, 4...7 of `high`.
+__device__ __forceinline__ Word permute_bytes(Word low, Word high, unsigned chosen) {
+  return __byte_perm(low, high, chosen);
 }
 
 // --- floats, rounded once -----------------------------------------------------------------------

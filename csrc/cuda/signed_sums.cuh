@@ -1,11 +1,10 @@
-// Sums of real inputs with the signs of packed weights: binary_weight_linear and _conv2d.
+// Sums of real inputs with the signs of packed weights, for convolutions.
 //
 //   sum(row, output) = sum of x(row, k) * sign(output, k) over the taps and channels k
 //
-// A row is one of linear's or a pixel; linear is a convolution of maps of one pixel. A block makes
-// 32 output channels of a few rows. A lane has a channel; the warps share the words of its weights,
-// and add up what they found in a fixed order. Floats are added four at a time, as the CPU does, so
-// no sum depends on the batch; uint8 gives int32 sums, exactly.
+// A row is a pixel. A block makes 32 output channels of a few rows. A lane has a channel; the warps
+// share the words of its weights, and add up what they found in a fixed order. Floats are added
+// four at a time, as the CPU does, so no sum depends on the batch; uint8 gives int32 sums, exactly.
 #pragma once
 
 #include <type_traits>

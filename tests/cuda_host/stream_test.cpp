@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "cuda/elementwise.cuh"
 #include "cuda/gemv.cuh"
@@ -9,6 +10,7 @@
 #include "cuda/pool.cuh"
 #include "cuda/select_channels.cuh"
 #include "cuda/signed_sums.cuh"
+#include "cuda/signed_tables.cuh"
 #include "cuda_host/checks.h"
 
 using namespace bnn_ext;
@@ -227,9 +229,14 @@ constexpr FloatType kTypeOf = std::is_same_v<T, float>  ? FloatType::kFloat
                               : std::is_same_v<T, Half> ? FloatType::kHalf
                                                         : FloatType::kBFloat16;
 
-std::vector<float> random_floats(int64_t count) {
+std::vector<float> finite_floats(int64_t count) {
   std::vector<float> values(count);
   for (float& value : values) value = std::normal_distribution<float>()(generator);
+  return values;
+}
+
+std::vector<float> random_floats(int64_t count) {
+  std::vector<float> values = finite_floats(count);
   for (int64_t i = 0; i < count; i += 13)
     values[i] = choose<float>(1, {0, -0.0f, NAN, INFINITY})[0];
   return values;
@@ -455,6 +462,47 @@ void test_gemv() {
 
 // --- sums of real inputs ------------------------------------------------------------------------
 
+// Values, with scale and bias or without, or integers; then bits. launch(finish) runs the kernel.
+template <typename In, typename Sum, typename Launch>
+void check_finishes(const std::vector<Sum>& expected, int64_t outputs, const Launch& launch) {
+  const int64_t count = static_cast<int64_t>(expected.size()), rows = count / outputs;
+  if constexpr (std::is_same_v<Sum, int32_t>) {
+    Buffer<int32_t> output(count, 7);
+    launch(StoreInteger{output.data()});
+    check_equal("signed sums", output.values(), expected);
+  } else {
+    const std::vector<float> factors = random_floats(outputs), addends = random_floats(outputs);
+    const Buffer<float> scale(factors), bias(addends);
+    const bool affine = pick(0, 1);
+    std::vector<float> values;
+    for (int64_t i = 0; i < count; ++i) {
+      float value = expected[i];
+      if (affine) value = value * factors[i % outputs] + addends[i % outputs];
+      values.push_back(static_cast<float>(static_cast<In>(value)));
+    }
+    Buffer<In> output(count, In(7));
+    launch(StoreValue<In>{output.data(), affine ? scale.data() : nullptr,
+                          affine ? bias.data() : nullptr});
+    check_equal("signed sums", bits_of(floats(output.values())), bits_of(values));
+  }
+
+  // Some thresholds are sums: compared with them, a sum must be exact.
+  std::vector<Sum> bounds(expected.begin(), expected.begin() + outputs);
+  for (Sum& bound : bounds)
+    if (pick(0, 1)) bound = static_cast<Sum>(pick(-300, 300));
+  const std::vector<int> flips = random_signs(outputs);
+  const Buffer<Sum> threshold(bounds);
+  const Buffer<Word> flip(packed(flips, outputs));
+  const bool with_flip = pick(0, 1);
+  std::vector<int> comparisons;
+  for (int64_t i = 0; i < count; ++i)
+    comparisons.push_back(
+        compared(expected[i], bounds[i % outputs], with_flip && flips[i % outputs] > 0));
+  Buffer<Word> bits(rows * word_count(outputs), kGarbage);
+  launch(StoreComparison<Sum>{bits.data(), threshold.data(), with_flip ? flip.data() : nullptr});
+  check_equal("bits of signed sums", bits.values(), packed(comparisons, outputs));
+}
+
 // Convolutions of whole numbers, of which all sums are exact; of any strides if not kVector.
 template <typename In, int kRows, bool kVector>
 void test_signed_sums() {
@@ -514,54 +562,135 @@ void test_signed_sums() {
     const emulator::Shape shape = {
         static_cast<unsigned>((rows + kRows - 1) / kRows * word_count(outputs)), kSignedThreads,
         kSignedSharedBytes<kRows>};
-    if constexpr (std::is_same_v<Sum, int32_t>) {
-      Buffer<int32_t> output(rows * outputs, 7);
-      emulator::launch(shape, round, [&] {
-        signed_sums_kernel<In, kRows, kVector>(problem, StoreInteger{output.data()});
-      });
-      check_equal("signed sums", output.values(), expected);
-    } else {
-      const std::vector<float> factors = random_floats(outputs), addends = random_floats(outputs);
-      const Buffer<float> scale(factors), bias(addends);
-      const bool affine = pick(0, 1);
-      std::vector<float> values;
-      for (int64_t i = 0; i < rows * outputs; ++i) {
-        float value = expected[i];
-        if (affine) value = value * factors[i % outputs] + addends[i % outputs];
-        values.push_back(static_cast<float>(static_cast<In>(value)));
-      }
-      Buffer<In> output(rows * outputs, In(7));
-      emulator::launch(shape, round, [&] {
-        signed_sums_kernel<In, kRows, kVector>(
-            problem, StoreValue<In>{output.data(), affine ? scale.data() : nullptr,
-                                    affine ? bias.data() : nullptr});
-      });
-      check_equal("signed sums", bits_of(floats(output.values())), bits_of(values));
-    }
-
-    std::vector<Sum> bounds(outputs);
-    for (Sum& bound : bounds) bound = static_cast<Sum>(pick(-300, 300));
-    const std::vector<int> flips = random_signs(outputs);
-    const Buffer<Sum> threshold(bounds);
-    const Buffer<Word> flip(packed(flips, outputs));
-    const bool with_flip = pick(0, 1);
-    std::vector<int> comparisons;
-    for (int64_t i = 0; i < rows * outputs; ++i)
-      comparisons.push_back(
-          compared(expected[i], bounds[i % outputs], with_flip && flips[i % outputs] > 0));
-    Buffer<Word> bits(rows * word_count(outputs), kGarbage);
-    emulator::launch(shape, round, [&] {
-      signed_sums_kernel<In, kRows, kVector>(
-          problem,
-          StoreComparison<Sum>{bits.data(), threshold.data(), with_flip ? flip.data() : nullptr});
+    check_finishes<In>(expected, outputs, [&](const auto& finish) {
+      emulator::launch(shape, round,
+                       [&] { signed_sums_kernel<In, kRows, kVector>(problem, finish); });
     });
-    check_equal("bits of signed sums", bits.values(), packed(comparisons, outputs));
   }
+}
+
+// --- sums of real inputs from tables ------------------------------------------------------------
+
+// The sums in the order of the kernel, four products at a time.
+template <typename Sum>
+std::vector<Sum> sums_by_parts(const std::vector<Sum>& x, const std::vector<int>& signs,
+                               int64_t rows, int64_t outputs, int64_t features) {
+  std::vector<Sum> sums;
+  for (int64_t i = 0; i < rows * outputs; ++i) {
+    Sum parts[8] = {};
+    for (int64_t k = 0; k < features; k += 4) {
+      Sum four = 0;
+      for (int64_t j = k; j < std::min(k + 4, features); ++j) {
+        const Sum product = x[i / outputs * features + j] * signs[i % outputs * features + j];
+        four = j == k ? product : four + product;
+      }
+      parts[k / 128 % 8] += four;
+    }
+    sums.push_back(std::accumulate(parts, parts + 8, Sum{0}));
+  }
+  return sums;
+}
+
+template <typename In>
+void test_signed_tables(const std::vector<int64_t>& all_features) {
+  using Sum = SumOf<In>;
+  uint64_t seed = 0;
+  for (const int64_t features : all_features) {
+    const int64_t rows = pick(1, 8), outputs = pick({1, 10, 31, 32, 33, 129});
+    std::vector<In> x;
+    if constexpr (std::is_same_v<In, uint8_t>)
+      for (int64_t i = 0; i < rows * features; ++i) x.push_back(static_cast<In>(pick(0, 255)));
+    else
+      x = rounded<In>(pick(0, 3) ? finite_floats(rows * features) : random_floats(rows * features));
+    const std::vector<int> signs = random_signs(outputs * features);
+    const std::vector<Sum> expected =
+        sums_by_parts(std::vector<Sum>(x.begin(), x.end()), signs, rows, outputs, features);
+
+    // At addresses that are no multiples of more than an element, now and then.
+    const int64_t odd = pick(0, 1);
+    x.insert(x.begin(), odd, In(1));
+    std::vector<Word> words = packed(signs, features);
+    words.insert(words.begin(), odd, kGarbage);
+    const Buffer<In> input(x);
+    const Buffer<Word> weight(words);
+    SignedTables problem = {input.data() + odd, weight.data() + odd, rows, features, outputs, 1};
+    problem.groups = static_cast<int>(pick({1, 2, 4}));
+    check_equal("vectors", problem.has_vectors<In>(),
+                !odd && word_count(features) % 4 == 0 && features % 4 == 0);
+    const emulator::Shape shape = {
+        static_cast<unsigned>(problem.blocks()), problem.groups * kTableGroupThreads,
+        static_cast<uint32_t>(signed_tables_shared_bytes(problem.groups))};
+    check_finishes<In>(expected, outputs, [&](const auto& finish) {
+      emulator::launch(shape, ++seed, [&] {
+        if (problem.has_vectors<In>())
+          signed_tables_kernel<In, true>(problem, finish);
+        else
+          signed_tables_kernel<In, false>(problem, finish);
+      });
+    });
+  }
+}
+
+// Eight lanes that access 16 bytes each at a time do so in all banks.
+template <typename Address>
+void check_banks(const char* what, const Address& address) {
+  for (int first = 0; first < 32; first += 8) {
+    int64_t banks = 0;
+    for (int lane = first; lane < first + 8; ++lane) banks |= 1 << address(lane) / 16 % 8;
+    check_equal(what, banks, 0xff);
+  }
+}
+
+void test_layout_of_tables() {
+  std::vector<int64_t> places(kTableStageBytes / 16);
+  for (int channel = 0; channel < 32; ++channel)
+    for (int part = 0; part < kTableParts; ++part)
+      ++places[table_weight_offset(channel, part) / 16];
+  check_equal("places of weights", places, std::vector<int64_t>(places.size(), 1));
+  for (int part = 0; part < kTableParts; ++part) {
+    check_banks("banks of weights that are read",
+                [&](int lane) { return table_weight_offset(lane, part); });
+    check_banks("banks of weights that are written", [&](int lane) {
+      return table_weight_offset(part * 4 + lane / kTableParts, lane % kTableParts);
+    });
+  }
+  for (const int other : {0, 1})
+    check_banks("banks of tables", [&](int lane) {
+      return lane / 2 * kTableBytes + (first_quarter(lane) ^ other) * 16;
+    });
+}
+
+// Groups of a block on a GPU of 132 processors.
+void test_groups_of_tables() {
+  const auto groups = [](int64_t rows, int64_t outputs, int shared_bytes) {
+    return with_groups({nullptr, nullptr, rows, 4096, outputs, 0}, 132, shared_bytes).groups;
+  };
+  check_equal("groups for 1 x 4096", groups(1, 4096, 227 << 10), 1);
+  check_equal("groups for 1 x 8192", groups(1, 8192, 227 << 10), 2);
+  check_equal("groups for 1 x 16384", groups(1, 16384, 227 << 10), 4);
+  check_equal("groups for 8 x 4096", groups(8, 4096, 227 << 10), 4);
+  check_equal("groups for 1 x 16384 in 64 KiB", groups(1, 16384, 64 << 10), 2);
+  check_equal("groups for 99 x 10", groups(99, 10, 227 << 10), 1);
+}
+
+void test_signed_tables() {
+  test_layout_of_tables();
+  test_groups_of_tables();
+  test_signed_tables<float>({1, 3, 4, 31, 70, 128, 129, 784, 1024, 1028, 2048, 3200, 5120});
+  test_signed_tables<Half>({5, 128, 1056, 5120});
+  test_signed_tables<BFloat16>({2, 384, 1100, 5120});
+  test_signed_tables<uint8_t>({6, 128, 1023, 5120});
 }
 
 }  // namespace
 
-int main() {
+// With a first argument only the tests of tables, without the ptx function that it names.
+int main(int argc, char** argv) {
+  if (argc > 1) {
+    emulator::left_out() = argv[1];
+    test_signed_tables();
+    return 0;
+  }
   test_cursor();
   test_pack<float>({-2.0f, -1e-45f, -0.0f, 0.0f, 1e-45f, 0.5f, 0.5f, 3.0f, NAN});
   test_pack<Half>({Half(-2.0f), Half(-0.0f), Half(0.0f), Half(0.5f), Half(3.0f), Half(NAN)});
@@ -591,6 +720,7 @@ int main() {
   test_signed_sums<BFloat16, 1, true>();
   test_signed_sums<uint8_t, 8, true>();
   test_signed_sums<uint8_t, 8, false>();
+  test_signed_tables();
   std::cout << "all kernels that memory bounds are right" << std::endl;
   return 0;
 }

@@ -23,7 +23,9 @@ inline int thread_index() { return block().thread().index; }
 inline unsigned block_index() { return block().index(); }
 inline unsigned grid_size() { return block().shape().blocks; }
 
-inline void sync_threads() { block().sync(0, block().shape().threads); }
+inline void sync_threads() {
+  if (emulator::left_out() != "sync_threads") block().sync(0, block().shape().threads);
+}
 inline void sync_barrier(int barrier, int threads) {
   if (emulator::left_out() != "sync_barrier") block().sync(barrier, threads);
 }
@@ -80,6 +82,12 @@ void store_shared(SharedAddress address, const T& value) {
   block().maybe_yield();
   std::memcpy(block().shared(address, sizeof(T), sizeof(T), "store_shared"), &value, sizeof(T));
   block().write(block().thread(), address, sizeof(T));
+}
+
+template <int count>
+void load_words(const void* from, Word (&words)[count]) {
+  check_global(from, sizeof(words), "load_words");
+  std::memcpy(words, from, sizeof(words));
 }
 
 template <typename T, int count>
@@ -157,6 +165,15 @@ void mma(int32_t (&sums)[4], const Word (&a)[4], const Word (&b)[2]) {
           (*warp[i]->sums)[j] += __builtin_popcount(kXor ? x ^ y : x & y);
         }
   });
+}
+
+// --- bytes --------------------------------------------------------------------------------------
+
+inline Word permute_bytes(Word low, Word high, unsigned chosen) {
+  const uint64_t bytes = uint64_t{high} << 32 | low;
+  Word result = 0;
+  for (int i = 0; i < 4; ++i) result |= Word(bytes >> (chosen >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return result;
 }
 
 // --- floats, rounded once -----------------------------------------------------------------------
