@@ -5,6 +5,7 @@
 #include "cuda/pool.cuh"
 #include "cuda/select_channels.cuh"
 #include "cuda/signed_sums.cuh"
+#include "cuda/signed_tables.cuh"
 
 namespace bnn_ext::cuda {
 
@@ -33,5 +34,9 @@ template __global__ void signed_sums_kernel<float, 1, true>(__grid_constant__ co
                                                             const StoreValue<float>);
 template __global__ void signed_sums_kernel<float, kSignedRows, true>(
     __grid_constant__ const SignedSums, const StoreValue<float>);
+template __global__ void signed_tables_kernel<float, true>(__grid_constant__ const SignedTables,
+                                                           const StoreValue<float>);
+template __global__ void signed_tables_kernel<Half, true>(__grid_constant__ const SignedTables,
+                                                          const StoreValue<Half>);
 
 }  // namespace bnn_ext::cuda

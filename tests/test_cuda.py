@@ -404,7 +404,7 @@ REAL = [*FLOATS, torch.uint8]
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("features", [*SIZES, 784])
 def test_binary_weight_linear(features: int, dtype: torch.dtype) -> None:
-    for rows, outputs in ((1, 33), (8, 10), (9, 64), (70, 1)):
+    for rows, outputs in ((1, 33), (8, 10), (9, 64), (70, 1), (300, 256)):
         x, weight = whole_numbers(dtype, rows, features), random_packed(outputs, features)
         check_real("binary_weight_linear", x, outputs, weight, features)
     unaligned = whole_numbers(dtype, 1 + 8 * features)[1:].view(8, features)

@@ -84,17 +84,48 @@ def test_main_loops_of_mma(tmp_path, architecture):
             assert not [line for line in loop if not line.startswith(".L") and multiplies(line)]
 
 
-@pytest.mark.parametrize("architecture", ["80", "90a"])
-def test_kernels_that_memory_bounds_move_16_bytes_at_a_time(tmp_path, architecture):
-    cubin = tmp_path / "kernels.cubin"
-    build("cuda_stream_kernels.cu", architecture, cubin)
-    functions = disassemble(cubin)
-    assert len(functions) == 14  # with flatten, which is no template
-    for name, function in functions.items():
+@pytest.fixture(scope="module", params=["80", "90a"])
+def stream_kernels(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[str]]:
+    cubin = tmp_path_factory.mktemp("stream") / "kernels.cubin"
+    build("cuda_stream_kernels.cu", request.param, cubin)
+    return disassemble(cubin)
+
+
+def test_kernels_that_memory_bounds_move_16_bytes_at_a_time(stream_kernels):
+    assert len(stream_kernels) == 16  # with flatten, which is no template
+    for name, function in stream_kernels.items():
         names = {operation(line) for line in function if not line.startswith(".L")}
         assert not [n for n in names if n.startswith(("LDL", "STL"))], name
-        # What packing reads and unpacking writes is many times as much as the bits.
-        if not re.search("unpack|flatten|select_channels", name):
+        # What packing reads and unpacking writes is many times as much as the bits. Tables are
+        # made of four values at a time, of 2 bytes or 4.
+        if not re.search("unpack|flatten|select_channels|tables", name):
             assert any(n.startswith("LDG.E.128") for n in names), name
+        if "tables" in name:
+            assert "LDGSTS.E.BYPASS.128" in names, name
         if re.search("unpack|pool|elementwise|select_channels", name):
             assert any(n.startswith("STG.E.128") for n in names), name
+
+
+def test_signs_of_four_weights_take_few_instructions(stream_kernels):
+    found = [function for name, function in stream_kernels.items() if "signed_tables" in name]
+    assert len(found) == 2
+    for function in found:
+        stages = max(loops(function), key=len)  # two of them: of four words, eight sums in each
+        lines = [line for line in stages if not line.startswith((".L", "@!PT "))]
+        names = [operation(line) for line in lines]
+        sums = 2 * 4 * 8
+        assert names.count("LDS") == names.count("PRMT") == sums
+        assert names.count("LDS.128") == 2
+        # One more addition for each of them, a shift and a mask for each four, an access to global
+        # memory, its address and barriers for each stage; and what makes the tables in two turns,
+        # of which a warp takes one or none where a block has more than a group.
+        assert len(names) <= 6.2 * sums
+        # The sums of a stage by themselves.
+        places = [i for i, name in enumerate(names) if name == "LDS"]
+        assert places[sums // 2 - 1] - places[0] <= 3.9 * (sums // 2)
+        # By something else than a power of two, which is a shift.
+        assert not [
+            line for line in lines if multiplies(line) and not re.search(r", 0x[1248]0*, ", line)
+        ]

@@ -19,10 +19,10 @@ using torch::headeronly::Half;
 
 // Sums, the operands that they point to, and the leading sizes of a result.
 //
-// Linear layers look sums up in tables, SignedTables, whatever their number of rows; convolutions
-// make and multiply signs, SignedSums. For four weights of a lane and one row, the first take 5.5
-// instructions, the second 9 where a block has eight rows and 30 where it has one. But tables of
-// pixels would be made anew for every tap.
+// Linear layers look sums up in tables, SignedTables, however many rows they have; convolutions
+// make and multiply signs, SignedSums. For four weights of a lane and one row, the first take 6
+// instructions and the second about 18 where a block has eight rows, more where it has one. But
+// a pixel is in many windows, and each would make its tables anew.
 template <typename Sums>
 struct Call {
   Sums sums;

@@ -43,10 +43,6 @@ struct SignedTables {
   int64_t outputs;
   int groups;  // of 32 channels in a block
 
-  BNN_HOST_DEVICE int64_t channel_blocks() const {  // side by side
-    return (outputs + 32 * groups - 1) / (32 * groups);
-  }
-
   // Whether four values of a row, and four words, can be read at a time.
   template <typename In>
   bool has_vectors() const {
@@ -55,18 +51,18 @@ struct SignedTables {
            reinterpret_cast<uintptr_t>(input) % (4 * sizeof(In)) == 0;
   }
 
-  BNN_HOST_DEVICE int64_t blocks() const { return rows * channel_blocks(); }
+  int64_t blocks() const { return rows * ((outputs + 32 * groups - 1) / (32 * groups)); }
 
   // How long the processor with most blocks takes, counted in accesses of shared memory: these
-  // bound the kernel. In a stage, each of the 8 warps of a group looks up 32 times, and its weights
+  // bound the kernel. In a stage each of the 8 warps of a group looks up 32 times, and its weights
   // come in 4 accesses and go in 4; the tables take 160, whatever number of groups uses them.
-  BNN_HOST_DEVICE int64_t time(int processors) const {
+  int64_t time(int processors) const {
     return (blocks() + processors - 1) / processors * (320 * groups + 160);
   }
 };
 
-// The same with as many groups in a block as is fastest: more share the tables, fewer leave no
-// processor without blocks.
+// The same with the number of groups that is fastest: many share the cost of tables, few make
+// enough blocks for all processors.
 inline SignedTables with_groups(SignedTables problem, int processors, int shared_bytes) {
   SignedTables best = problem;
   best.groups = 1;
@@ -234,9 +230,9 @@ __device__ __forceinline__ void add_sums(Word word, int index, ptx::SharedAddres
 
 // --- kernel -------------------------------------------------------------------------------------
 
-// kVector: has_vectors.
-// Finish: called as finish(row, channel, outputs, sum) by whole warps, channels past the end
-// included.
+// kVector: has_vectors().
+// Finish: called as finish(row, channel, outputs, sum) by whole warps, of which the first lane has
+// a channel; the others may be past the end.
 template <typename In, bool kVector, typename Finish>
 __global__ void __launch_bounds__(kTableMaxGroups* kTableGroupThreads, 1)
     signed_tables_kernel(__grid_constant__ const SignedTables problem, const Finish finish) {
@@ -263,6 +259,7 @@ __global__ void __launch_bounds__(kTableMaxGroups* kTableGroupThreads, 1)
   maker.store(0);
 
   Sum sum = 0;
+#pragma unroll 2  // as tables lie in two places
   for (int stage = 0; stage < stages; ++stage) {
     ptx::copy_async_wait<kTableStages - 2>();
     ptx::sync_threads();  // all is there for this stage, and nobody needs the last one
