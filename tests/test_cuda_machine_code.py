@@ -93,7 +93,9 @@ def stream_kernels(
     return disassemble(cubin)
 
 
-def test_kernels_that_memory_bounds_move_16_bytes_at_a_time(stream_kernels):
+def test_kernels_that_memory_bounds_move_16_bytes_at_a_time(
+    stream_kernels: dict[str, list[str]],
+) -> None:
     assert len(stream_kernels) == 16  # with flatten, which is no template
     for name, function in stream_kernels.items():
         names = {operation(line) for line in function if not line.startswith(".L")}
@@ -108,7 +110,7 @@ def test_kernels_that_memory_bounds_move_16_bytes_at_a_time(stream_kernels):
             assert any(n.startswith("STG.E.128") for n in names), name
 
 
-def test_signs_of_four_weights_take_few_instructions(stream_kernels):
+def test_signs_of_four_weights_take_few_instructions(stream_kernels: dict[str, list[str]]) -> None:
     found = [function for name, function in stream_kernels.items() if "signed_tables" in name]
     assert len(found) == 2
     for function in found:

@@ -259,7 +259,8 @@ __global__ void __launch_bounds__(kTableMaxGroups* kTableGroupThreads, 1)
   maker.store(0);
 
   Sum sum = 0;
-#pragma unroll 2  // as tables lie in two places
+  constexpr int kUnrolled = kVector ? 2 : 1;  // as tables lie in two places; 7.5 would spill
+#pragma unroll kUnrolled
   for (int stage = 0; stage < stages; ++stage) {
     ptx::copy_async_wait<kTableStages - 2>();
     ptx::sync_threads();  // all is there for this stage, and nobody needs the last one
