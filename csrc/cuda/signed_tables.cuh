@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kTableMaxGroups* kTableGroupThreads, 1)
   }
   TableMaker<In, kVector> maker(problem, row, tables);
   maker.load();
-  maker.store(0);
+  if (stages > 0) maker.store(0);
 
   Sum sum = 0;
   constexpr int kUnrolled = kVector ? 2 : 1;  // as tables lie in two places; 7.5 would spill
