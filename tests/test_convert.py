@@ -20,14 +20,8 @@ from bnn_ext import nn as bnn
 from bnn_ext import quantizers, reference
 from bnn_ext.convert import PackedNetwork
 from bnn_ext.nn.fused import FusedConv2d
-from bnn_ext.nn.packed import (
-    BinaryWeightConv2d,
-    PackedConv2d,
-    PackedLinear,
-    PackedMaxPool2d,
-    RealInputConv2d,
-    RealInputLinear,
-)
+from bnn_ext.nn.packed import PackedConv2d, PackedLinear, PackedMaxPool2d
+from bnn_ext.nn.real_inputs import BinaryWeightConv2d, RealInputConv2d, RealInputLinear
 
 SEEDS = range(100)
 BINARY_KINDS = ("BinaryConv2d", "BinaryLinear")

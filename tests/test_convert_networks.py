@@ -15,11 +15,10 @@ from bnn_ext import models
 from bnn_ext import nn as bnn
 from bnn_ext.convert import PackedNetwork
 from bnn_ext.nn.fused import FusedConv2d, FusedLinear
-from bnn_ext.nn.packed import (
+from bnn_ext.nn.packed import PackedConv2d, PackedLinear
+from bnn_ext.nn.real_inputs import (
     BinaryWeightConv2d,
     BinaryWeightLinear,
-    PackedConv2d,
-    PackedLinear,
     RealInputConv2d,
     RealInputLinear,
 )

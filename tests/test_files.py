@@ -32,7 +32,7 @@ from bnn_ext import nn as bnn
 from bnn_ext.convert import PackedNetwork, files
 from bnn_ext.convert.network import Node
 from bnn_ext.convert.report import LayerReport, Report
-from bnn_ext.nn import packed
+from bnn_ext.nn import packed, real_inputs
 from bnn_ext.nn.fused import Elementwise, FusedConv2d, FusedLinear
 from bnn_ext.nn.pooling import RealAvgPool2d, RealMaxPool2d
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, to_json
@@ -60,9 +60,14 @@ def network() -> PackedNetwork:
     real = torch.randn(20, 3, 1, 1).to(memory_format=torch.channels_last)
     nodes = [
         Node("last", ToFormat(True), ("image",), ("last",)),
-        Node("0", packed.RealInputConv2d(weight, 3, padding=(1, 1), groups=3), ("last",), ("0",)),
         Node(
-            "1", packed.BinaryWeightConv2d(weight, 1, padding=(1, 1), groups=3), ("image",), ("1",)
+            "0", real_inputs.RealInputConv2d(weight, 3, padding=(1, 1), groups=3), ("last",), ("0",)
+        ),
+        Node(
+            "1",
+            real_inputs.BinaryWeightConv2d(weight, 1, padding=(1, 1), groups=3),
+            ("image",),
+            ("1",),
         ),
         Node(
             "2",
@@ -127,10 +132,10 @@ def network() -> PackedNetwork:
         Node("7", packed.PackedLinear(random_packed(7, 20), 20), ("6.bits",), ("7",)),
         Node("pack", packed.Pack(False, torch.randn(9)), ("row",), ("pack",)),
         Node("8", packed.PackedLinear(random_packed(20, 9), 9), ("pack",), ("8",)),
-        Node("9", packed.RealInputLinear(random_packed(7, 20), 20), ("8",), ("9",)),
+        Node("9", real_inputs.RealInputLinear(random_packed(7, 20), 20), ("8",), ("9",)),
         Node(
             "10",
-            packed.BinaryWeightLinear(random_packed(7, 20), 20, bias=torch.ones(7)),
+            real_inputs.BinaryWeightLinear(random_packed(7, 20), 20, bias=torch.ones(7)),
             ("8",),
             ("10",),
         ),

@@ -19,14 +19,16 @@ from bnn_ext import nn as bnn
 from bnn_ext import ops, reference
 from bnn_ext.convert import PackedNetwork
 from bnn_ext.nn.packed import (
-    BinaryWeightConv2d,
-    BinaryWeightLinear,
     Pack,
     PackedConv2d,
     PackedFlatten,
     PackedLayer,
     PackedLinear,
     PackedMaxPool2d,
+)
+from bnn_ext.nn.real_inputs import (
+    BinaryWeightConv2d,
+    BinaryWeightLinear,
     RealInputConv2d,
     RealInputLinear,
 )

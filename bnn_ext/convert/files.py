@@ -37,7 +37,7 @@ from torch.utils import _pytree as pytree
 from bnn_ext.convert import files_v1
 from bnn_ext.convert.network import Node, PackedNetwork
 from bnn_ext.convert.report import Report
-from bnn_ext.nn import fused, packed, pooling, torch_calls
+from bnn_ext.nn import fused, packed, pooling, real_inputs, torch_calls
 
 VERSION = 2
 _KEY = "bnn_ext"  # of our JSON in the safetensors metadata
@@ -48,15 +48,15 @@ _KINDS: dict[str, type[packed.PackedLayer]] = {
         fused.Elementwise,
         fused.FusedConv2d,
         fused.FusedLinear,
-        packed.BinaryWeightConv2d,
-        packed.BinaryWeightLinear,
+        real_inputs.BinaryWeightConv2d,
+        real_inputs.BinaryWeightLinear,
         packed.Pack,
         packed.PackedConv2d,
         packed.PackedFlatten,
         packed.PackedLinear,
         packed.PackedMaxPool2d,
-        packed.RealInputConv2d,
-        packed.RealInputLinear,
+        real_inputs.RealInputConv2d,
+        real_inputs.RealInputLinear,
         packed.SelectChannels,
         pooling.RealAvgPool2d,
         pooling.RealMaxPool2d,

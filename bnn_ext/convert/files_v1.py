@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_ext.convert.network import Node
-from bnn_ext.nn import binary, packed
+from bnn_ext.nn import binary, packed, real_inputs
 
 INPUT = ""  # the name of the network's own input, which no layer can have
 
@@ -29,15 +29,15 @@ Contents = tuple[list[Node], tuple[str, ...], Any, bool]
 _PACKED: dict[str, type[packed.PackedLayer]] = {
     kind.__name__: kind
     for kind in (
-        packed.BinaryWeightConv2d,
-        packed.BinaryWeightLinear,
+        real_inputs.BinaryWeightConv2d,
+        real_inputs.BinaryWeightLinear,
         packed.Pack,
         packed.PackedConv2d,
         packed.PackedFlatten,
         packed.PackedLinear,
         packed.PackedMaxPool2d,
-        packed.RealInputConv2d,
-        packed.RealInputLinear,
+        real_inputs.RealInputConv2d,
+        real_inputs.RealInputLinear,
     )
 }
 
@@ -97,7 +97,7 @@ def text(header: dict[str, Any]) -> str:
 def read(header: dict[str, Any], owned: dict[str, dict[str, Tensor]]) -> Contents:
     """What a header describes; takes the tensors out of `owned`, which has them by node."""
     nodes = [_node(description, owned) for description in header["nodes"]]
-    real = (packed.RealInputConv2d, packed.RealInputLinear)
+    real = (real_inputs.RealInputConv2d, real_inputs.RealInputLinear)
     rounds = any(isinstance(node.module, real) for node in nodes)
     return nodes, (INPUT,), nodes[-1].name if nodes else INPUT, rounds
 

@@ -9,12 +9,14 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from bnn_ext.convert import ir
+from bnn_ext.convert.calls import Lowered
 from bnn_ext.convert.ir import aten
-from bnn_ext.convert.lower import Lowered, macs_of
+from bnn_ext.convert.lower import macs_of
 from bnn_ext.convert.report import LayerReport, Report
 from bnn_ext.nn.fused import Elementwise
-from bnn_ext.nn.packed import BinaryWeightConv2d, BinaryWeightLinear, Pack, PackedLayer
+from bnn_ext.nn.packed import Pack, PackedLayer
 from bnn_ext.nn.pooling import RealPool
+from bnn_ext.nn.real_inputs import BinaryWeightConv2d, BinaryWeightLinear
 from bnn_ext.nn.torch_calls import TorchCall
 
 FUSED, PACKED, LEFT = "fused", "packed", "left"

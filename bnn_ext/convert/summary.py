@@ -18,12 +18,10 @@ from bnn_ext.convert.tables import format_table
 from bnn_ext.convert.verify import eval_mode
 from bnn_ext.nn.binary import BinaryConv1d, BinaryConv2d, BinaryConv3d, BinaryLinear
 from bnn_ext.nn.fused import FusedConv2d, FusedLinear
-from bnn_ext.nn.packed import (
+from bnn_ext.nn.packed import PackedConv2d, PackedLayer, PackedLinear
+from bnn_ext.nn.real_inputs import (
     BinaryWeightConv2d,
     BinaryWeightLinear,
-    PackedConv2d,
-    PackedLayer,
-    PackedLinear,
     RealInputConv2d,
     RealInputLinear,
 )

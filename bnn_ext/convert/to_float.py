@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 
 from bnn_ext import ops, reference
 from bnn_ext.convert.network import PackedNetwork
-from bnn_ext.nn.packed import BinaryWeightConv2d, BinaryWeightLinear, OperatorLayer, geometry
+from bnn_ext.nn.packed import OperatorLayer, geometry
 from bnn_ext.nn.pooling import RealMaxPool2d, RealPool
+from bnn_ext.nn.real_inputs import BinaryWeightConv2d, BinaryWeightLinear
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, fill
 from bnn_ext.reference import WORD_BITS, unpack_bits
 
