@@ -31,6 +31,9 @@ L2_BYTES = 34
 SHARED_BYTES = 128
 POPCOUNTS = 16  # of 32 bits
 STORED_RESULTS = 16  # what an epilogue may do, a guess
+# Accesses of shared memory by a warp, for each lookup of four weights of 32 channels: that itself,
+# weights in and out, and a quarter of making the tables. See csrc/cuda/signed_tables.cuh.
+LOOKUP_ACCESSES = 1 + 8 / 32 + 160 / 4 / 256
 
 
 class Machine(NamedTuple):
@@ -95,7 +98,7 @@ TILES = {
 class Product(NamedTuple):
     """A layer as a product of matrices, `depth` words of 32 bits in a row.
 
-    What memory bounds alone has no sizes.
+    What memory alone bounds has no sizes.
     """
 
     file: str
@@ -154,7 +157,11 @@ def convolutions(batch: int) -> Iterator[Product]:
 
 def streams() -> Iterator[Product]:
     for kernel in stream.kernels():
-        yield Product("stream", kernel.what, kernel.shape, kernel.output, kernel.bytes)
+        product = Product("stream", kernel.what, kernel.shape, kernel.output, kernel.bytes)
+        if kernel.what == "binary_weight_linear":
+            sizes = {"rows": 1, "depth": words(stream.FEATURES), "columns": stream.FEATURES}
+            product = product._replace(**sizes)
+        yield product
 
 
 # --- estimates ------------------------------------------------------------------------------------
@@ -202,8 +209,12 @@ def by_popcounts(product: Product, machine: Machine) -> Estimate:
 
 
 def by_memory(product: Product, machine: Machine) -> Estimate:
-    seconds = product.bytes / machine.memory
-    return Estimate({"memory": seconds}, LAUNCH + seconds)
+    """Bytes, but for binary_weight_linear with its tables of sums."""
+    floors = {"memory": product.bytes / machine.memory}
+    if product.depth:
+        lookups = product.rows * product.depth * 8 * math.ceil(product.columns / 32)
+        floors["shared"] = lookups * LOOKUP_ACCESSES / MULTIPROCESSORS / CLOCK
+    return Estimate(floors, LAUNCH + max(floors.values()))
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -271,7 +282,7 @@ problem takes at least:
 - **L2**: what the tiles load, at {l2} bytes a cycle and multiprocessor, together {l2_all:.1f} TB/s,
   about what a public kernel of this kind is reported to reach;
 - **shared**: what the tiles write to and read from shared memory, {shared} bytes a cycle and
-  multiprocessor.
+  multiprocessor; of `binary_weight_linear` the lookups of sums in tables.
 
 L2 and shared depend on the tile, `rows x columns`, that should be fastest, and on depths rounded up
 to whole slabs, of {wgmma_slab} bits (wgmma) and {mma_slab} (mma): all tiles count as full. A kernel
@@ -323,7 +334,7 @@ def page(results: Results) -> str:
         ]
         sections.append(_table(f"Convolutions, batch {batch}", rows))
     rows = [_row(product, by_memory(product, machine), "auto", results) for product in streams()]
-    sections.append(_table("What memory bounds", rows))
+    sections.append(_table("Without tensor cores", rows))
     sections.append(_occupancy())
     return "\n".join(sections)
 

@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(kSignedThreads, /*blocks=*/2)
       for (int row = 0; row < kRows; ++row) {
         Sum x[4];
         if (from[row] != nullptr) {
-          load_four<kVector>(from[row] + k * problem.strides[1], problem.strides[1], end - k, x);
+          const int64_t stride = kVector ? 1 : problem.strides[1];
+          load_four<kVector>(from[row] + k * stride, stride, end - k, x);
         } else {
 #pragma unroll
           for (int j = 0; j < 4; ++j)
