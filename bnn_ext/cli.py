@@ -132,6 +132,9 @@ def _add_train(commands: Any) -> None:
         help="images of a step, over all GPUs (default: 64)",
     )
     how.add_argument("--loss", metavar="NAME", help="default: cross_entropy")
+    how.add_argument(
+        "--label-smoothing", type=float, metavar="X", help="of cross_entropy (default: 0)"
+    )
     how.add_argument("--optimizer", metavar="NAME", help="of torch.optim (default: Adam)")
     how.add_argument(
         "--lr",

@@ -416,6 +416,18 @@ def test_a_regime_changes_settings_from_its_epochs_on(tmp_path):
     assert [float(row["learning_rate"]) for row in rows(tmp_path)] == [0.01, 0.001, 0.001]
 
 
+def test_label_smoothing_by_hand(tmp_path):
+    logits, labels = torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([2])
+    log_likelihoods = logits.double().log_softmax(1)[0]
+    expected = -(0.9 * log_likelihoods[2] + 0.1 * log_likelihoods.mean()).item()
+    settings = dataclasses.replace(SMALL, epochs=1, label_smoothing=0.1)
+    assert settings.training_loss(logits, labels).item() == pytest.approx(expected, rel=1e-6)
+    run(settings, tmp_path / "smooth")
+    run(dataclasses.replace(settings, label_smoothing=0.0), tmp_path / "plain")
+    (smooth,), (plain,) = rows(tmp_path / "smooth"), rows(tmp_path / "plain")
+    assert float(smooth["train_loss"]) > float(plain["train_loss"])
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 
@@ -430,6 +442,8 @@ def test_a_regime_changes_settings_from_its_epochs_on(tmp_path):
         ({"method_config": {"x": 1}}, "setting of method bnn must be one of nothing, found 'x'"),
         ({"schedule": "steps"}, "schedule must be one of constant, .* found 'steps'"),
         ({"loss": "l2"}, "loss must be one of cross_entropy, .* found 'l2'"),
+        ({"label_smoothing": 1}, r"label_smoothing must be in \[0, 1\), found 1.0"),
+        ({"label_smoothing": 0.1, "loss": "hinge"}, "is for loss cross_entropy, found loss hinge"),
         ({"precision": "8"}, "precision must be one of 32, bf16, 16, found '8'"),
         ({"epochs": 0}, "epochs must be at least 1, found 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, found 1"),

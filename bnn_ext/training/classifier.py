@@ -114,7 +114,7 @@ class Classifier(L.LightningModule):
         if self.distillation is not None:
             loss = self.distillation(logits, images, labels)
         else:
-            loss = LOSSES[self.optimization.loss](logits, labels)
+            loss = self.optimization.training_loss(logits, labels)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.global_step} "

@@ -44,6 +44,7 @@ class Optimization:
 
     Attributes:
         loss: one of `LOSSES`.
+        label_smoothing: part of a label that all classes share in training, of cross_entropy alone.
         method: one of `bnn_ext.training.methods.METHODS`: what happens to the binary weights.
         method_config: settings of the method, see there.
         optimizer: of torch.optim, one of `OPTIMIZERS`.
@@ -59,6 +60,7 @@ class Optimization:
     """
 
     loss: str = "cross_entropy"
+    label_smoothing: float = 0.0
     method: str = "bnn"
     method_config: Mapping[str, Any] = field(default_factory=dict)
     optimizer: str = "Adam"
@@ -72,6 +74,10 @@ class Optimization:
 
     def __post_init__(self) -> None:
         require_one_of(LOSSES, loss=self.loss)
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), found {self.label_smoothing}")
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise ValueError(f"label_smoothing is for loss cross_entropy, found loss {self.loss}")
         require_one_of(METHODS, method=self.method)
         require_one_of(
             METHODS[self.method].settings,
@@ -90,6 +96,12 @@ class Optimization:
             raise ValueError(f"regime must map epochs to settings, found {self.regime!r}")
         if self.regime:
             self.whole_regime()
+
+    def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch to train with; accuracy is measured beside `LOSSES[loss]`."""
+        if self.label_smoothing:
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return LOSSES[self.loss](logits, labels)
 
     def whole_regime(self) -> Regime:
         """The regime, beginning with the other settings.
