@@ -43,6 +43,11 @@ def test_values(level, size):
         lambda x: x.transpose(0, 3),
         lambda x: x[:, ::2, 1:],
         lambda x: x[:1].expand(5, -1, -1, -1),
+        lambda x: x.to(memory_format=torch.channels_last)[:, :5],
+        lambda x: x.to(memory_format=torch.channels_last)[:1],
+        lambda x: x.to(memory_format=torch.channels_last)[:, :, :1, :1],
+        lambda x: x[:, :1],
+        lambda x: x[:0],
     ],
 )
 def test_layouts(layout):
@@ -59,7 +64,9 @@ def test_layouts(layout):
             found = call()
         assert torch.equal(found, expected)
         assert found.stride() == expected.stride()
-    assert signs.stochastic_sign(x).shape == x.shape
+    drawn = signs.stochastic_sign(x)
+    assert drawn.shape == x.shape
+    assert drawn.stride() == signs.sign(x).stride()
 
 
 def philox(counters: np.ndarray, seed: int) -> np.ndarray:
@@ -120,6 +127,8 @@ def test_differentiable_backwards_get_torchs_calls():
         ("stochastic_sign", (torch.zeros(3), torch.zeros(2, dtype=torch.int64))),
         ("stochastic_sign", (torch.zeros(3), torch.tensor(1.0))),
         ("straight_through", (torch.zeros(3), torch.zeros(4))),
+        ("straight_through", (torch.zeros(3, 4), torch.zeros(4, 3).t())),
+        ("sign", (torch.zeros(3, 4)[:, ::2],)),
         ("piecewise_quadratic", (torch.zeros(3).half(), torch.zeros(3))),
     ],
 )

@@ -22,7 +22,7 @@ def sign(x: Tensor) -> Tensor:
 
 def stochastic_sign(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """+1 where `x > u`, else -1, for numbers `u` drawn uniformly from [-1, 1)."""
-    if x.is_cpu and x.dtype == torch.float32:  # compiled as well, to draw the same
+    if x.is_cpu and x.dtype == torch.float32 and _keeps_strides(x):  # compiled as well
         seed = torch.randint(2**63 - 1, (), generator=generator)
         return torch.ops.bnn_ext.stochastic_sign(x, seed)
     # In float32 whatever the dtype of x, so that half precision does not coarsen the probability.
@@ -46,8 +46,22 @@ def piecewise_quadratic(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _has_kernel(*tensors: Tensor) -> bool:
-    # A backward that is to be differentiated again needs calls that know how.
-    return not torch.is_grad_enabled() and is_plain(*tensors)
+    first = tensors[0]
+    return (
+        not torch.is_grad_enabled()  # to differentiate a backward again takes calls that know how
+        and is_plain(*tensors)
+        and all(_keeps_strides(t) and t.stride() == first.stride() for t in tensors)
+    )
+
+
+def _keeps_strides(x: Tensor) -> bool:
+    """Whether torch's calls give results with the strides of `x`, as the kernels do.
+
+    Layers behind them choose their algorithms by strides, and a converted network is compared with
+    the model bit for bit. Where a size is 1 or values lie apart, torch has rules of its own.
+    """
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return dense and 1 not in x.shape
 
 
 def _plus_minus(positive: Tensor, dtype: torch.dtype) -> Tensor:

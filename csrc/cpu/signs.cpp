@@ -12,9 +12,10 @@ namespace {
 constexpr int64_t kTask = 1 << 12;   // values, a multiple of kDrawn
 constexpr int64_t kGrain = 1 << 15;  // values that are worth a thread
 
-// Whether the values lie side by side in memory, in whatever order of dimensions.
-bool is_dense(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return true;
+// float32 values side by side in memory, in whatever order of dimensions.
+void check_dense(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, " must be float32");
   std::vector<int64_t> dimensions;
   for (int64_t i = 0; i < tensor.dim(); ++i)
     if (tensor.size(i) != 1) dimensions.push_back(i);
@@ -22,17 +23,10 @@ bool is_dense(const Tensor& tensor) {
             [&](int64_t a, int64_t b) { return tensor.stride(a) < tensor.stride(b); });
   int64_t stride = 1;
   for (const int64_t i : dimensions) {
-    if (tensor.stride(i) != stride) return false;
+    STD_TORCH_CHECK(tensor.numel() == 0 || tensor.stride(i) == stride, name,
+                    " must lie in memory without gaps");
     stride *= tensor.size(i);
   }
-  return true;
-}
-
-// The values side by side, in the tensor's own layout if it has them so.
-Tensor dense(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, " must be float32");
-  return is_dense(tensor) ? tensor : torch::stable::contiguous(tensor);
 }
 
 // Calls `kernel` on pieces of `like`, with their first position, size and part of a new tensor
@@ -53,15 +47,13 @@ Tensor each_piece(const Tensor& like, const Kernel& kernel) {
 using Gradient = void (*)(const float* x, const float* grad, int64_t count, float* out);
 
 Tensor gradient(Gradient kernel, const Tensor& grad, const Tensor& input) {
-  STD_TORCH_CHECK(shape_of(grad) == shape_of(input), "grad must have the shape of input");
-  Tensor inputs = dense(input, "input"), grads = dense(grad, "grad");
-  if (strides_of(inputs) != strides_of(grads)) {
-    inputs = torch::stable::contiguous(inputs);
-    grads = torch::stable::contiguous(grads);
-  }
-  const float* const x = data<float>(inputs);
-  const float* const g = data<float>(grads);
-  return each_piece(inputs, [=](int64_t first, int64_t count, float* out) {
+  check_dense(input, "input");
+  check_dense(grad, "grad");
+  STD_TORCH_CHECK(shape_of(grad) == shape_of(input) && strides_of(grad) == strides_of(input),
+                  "grad must have the shape and strides of input");
+  const float* const x = data<float>(input);
+  const float* const g = data<float>(grad);
+  return each_piece(input, [=](int64_t first, int64_t count, float* out) {
     kernel(x + first, g + first, count, out);
   });
 }
@@ -69,20 +61,21 @@ Tensor gradient(Gradient kernel, const Tensor& grad, const Tensor& input) {
 }  // namespace
 
 Tensor sign(const Tensor& input) {
-  const Tensor values = dense(input, "input");
+  check_dense(input, "input");
+  const float* const x = data<float>(input);
   const auto kernel = kernels().sign.sign;
-  return each_piece(values, [&](int64_t first, int64_t count, float* out) {
-    kernel(data<float>(values) + first, count, out);
-  });
+  return each_piece(
+      input, [=](int64_t first, int64_t count, float* out) { kernel(x + first, count, out); });
 }
 
 Tensor stochastic_sign(const Tensor& input, const Tensor& seed) {
+  check_dense(input, "input");
   STD_TORCH_CHECK(seed.dim() == 0, "seed must have no dimension");
-  const Tensor values = dense(input, "input"), seeds = checked(seed, "seed", ScalarType::Long);
+  const auto key = static_cast<uint64_t>(*data<int64_t>(checked(seed, "seed", ScalarType::Long)));
+  const float* const x = data<float>(input);
   const auto kernel = kernels().sign.draw;
-  const auto key = static_cast<uint64_t>(*data<int64_t>(seeds));
-  return each_piece(values, [&](int64_t first, int64_t count, float* out) {
-    kernel(data<float>(values) + first, first, count, key, out);
+  return each_piece(input, [=](int64_t first, int64_t count, float* out) {
+    kernel(x + first, first, count, key, out);
   });
 }
 

@@ -219,7 +219,8 @@ def _same(node: Node, input: Node, steps: list[Step]) -> bool:
 
     These have its shape and memory format, since torch rounds otherwise in another one.
     """
-    shape = (2, *input.meta["shape"][1:2], *[8] * (len(input.meta["shape"]) - 2))
+    channels, spatial = input.meta["shape"][1], len(input.meta["shape"]) - 2
+    shape = (2, channels, 8, 8) if spatial else (128, channels)
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(shape, generator=generator) * torch.logspace(-3, 3, shape[1])[
         torch.randperm(shape[1], generator=generator)
