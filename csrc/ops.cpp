@@ -83,6 +83,11 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
   m.def("straight_through(Tensor grad, Tensor input) -> Tensor");
   m.def("piecewise_quadratic(Tensor grad, Tensor input) -> Tensor");
 
+  // Of convolutions in training; see bnn_ext/ops/gradients.py.
+  m.def(
+      "conv2d_weight_gradient(Tensor grad, Tensor input, int[2] kernel_size, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups) -> Tensor");
+
   m.def("sequence(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]");
 }
 

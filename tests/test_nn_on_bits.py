@@ -1,4 +1,4 @@
-"""Training on packed bits: the values and the gradients of the float forward, bit for bit."""
+"""Training on packed bits: the float forward's values, bit for bit, and its gradients."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bnn_ext import models, quantizers
 from bnn_ext import nn as bnn
 from bnn_ext.nn import on_bits
+from bnn_ext.ops import gradients
 
 Make = Callable[[str | None], Any]
 QUANTIZERS = ("ste_sign", "swish_sign", "stochastic_sign", "magnitude_aware_sign", "xnor_sign")
@@ -67,7 +68,12 @@ def test_linear(level, calls, shape, quantizer):
 
         def make(forward: str | None, bias: bool = bias) -> nn.Module:
             return bnn.BinaryLinear(
-                shape[-1], 37, bias=bias, weight_quantizer=quantizer, forward=forward
+                shape[-1],
+                37,
+                bias=bias,
+                weight_quantizer=quantizer,
+                forward=forward,
+                backward="float",
             )
 
         assert_same(make, torch.randn(shape))
@@ -100,18 +106,105 @@ def test_conv2d(level, calls, arguments, pad_value, memory_format):
                     weight_quantizer=quantizer,
                     input_quantizer="approx_sign",
                     forward=forward,
+                    backward="float",
                 )
 
             assert_same(make, torch.randn(size).contiguous(memory_format=memory_format))
     assert calls == 4 * ["conv2d"]
 
 
-def test_second_derivatives():
+@pytest.fixture
+def backward_calls(monkeypatch) -> Iterator[list[str]]:
+    """The gradients that came from packed bits."""
+    found: list[str] = []
+    for name in ("linear_input", "conv2d_input", "conv2d_weight"):
+        function = getattr(gradients, name)
+
+        def counting(*args: Any, name: str = name, function: Any = function) -> Tensor:
+            found.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(gradients, name, counting)
+    yield found
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((33, 8, 3, 1, 1), ["conv2d_input", "conv2d_weight"]),
+        ((16, 16, (3, 1), 1, (2, 0), (2, 1), 4), ["conv2d_input", "conv2d_weight"]),
+        ((32, 64, 3, 2, 1), ["conv2d_weight"]),
+        ((5, 6, 1, 1, 1), ["conv2d_weight"]),  # nothing of the map meets the border's outputs
+    ],
+)
+def test_packed_backward_of_conv2d(level, backward_calls, arguments, expected, memory_format):
+    x = torch.randn(3, arguments[0], 9, 11).contiguous(memory_format=memory_format)
+    for quantizer in ("ste_sign", "xnor_sign"):
+        backward_calls.clear()
+        layer = bnn.BinaryConv2d(
+            *arguments, weight_quantizer=quantizer, forward="packed", backward="packed"
+        ).to(memory_format=memory_format)
+        assert_close_gradients(layer, x)
+        assert backward_calls == expected
+
+
+@pytest.mark.parametrize("shape", [(64, 100), (3, 4, 65)])
+def test_packed_backward_of_linear(level, backward_calls, shape):
+    layer = bnn.BinaryLinear(shape[-1], 37, forward="packed", backward="packed")
+    assert_close_gradients(layer, torch.randn(shape))
+    assert backward_calls == ["linear_input"]
+
+
+def assert_close_gradients(layer: nn.Module, x: Tensor) -> None:
+    found = results(layer, x)
+    layer.training_backward = "float"
+    for name, expected in results(layer, x).items():
+        assert found[name].stride() == expected.stride(), name
+        # Two orders of summing some thousand numbers of size 1, at most.
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found["out"], results(layer, x)["out"])
+
+
+def test_packed_backward_gives_what_is_needed_alone(backward_calls):
+    layer = bnn.BinaryConv2d(8, 8, 3, padding=1, forward="packed", backward="packed")
+    layer(torch.randn(2, 8, 4, 4)).sum().backward()
+    assert backward_calls == ["conv2d_weight"]
+    layer.requires_grad_(False)
+    layer(torch.randn(2, 8, 4, 4, requires_grad=True)).sum().backward()
+    assert backward_calls == ["conv2d_weight", "conv2d_input"]
+
+
+def test_packed_backward_where_it_is_faster(level, backward_calls):
+    fast_level = level in ("avx2", "avx512", "avx512_vpopcnt")
+    x = torch.randn(4, 128, 16, 16, requires_grad=True)
+    conv = bnn.BinaryConv2d(128, 128, 3, padding=1)
+    conv(x).sum().backward()
+    assert backward_calls == ["conv2d_input", "conv2d_weight"] * fast_level
+    conv.training_backward = "float"
+    conv(x).sum().backward()
+    tiny = bnn.BinaryConv2d(8, 8, 3, padding=1, forward="packed")
+    tiny(torch.randn(2, 8, 4, 4, requires_grad=True)).sum().backward()
+    assert len(backward_calls) == 2 * fast_level
+
+
+def test_packed_backward_gives_way_to_whoever_watches(backward_calls):
+    layer = bnn.BinaryConv2d(8, 8, 3, padding=1, forward="packed", backward="packed")
+    out = layer(torch.randn(2, 8, 4, 4, requires_grad=True))
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 2 * out.numel() * 8 * 9 * 2
+    assert backward_calls == []
+
+
+@pytest.mark.parametrize("backward", [None, "packed"])
+def test_second_derivatives(backward):
     x = torch.randn(3, 4)
     found = []
     for forward in ("packed", "float"):
         torch.manual_seed(1)
         layer = bnn.BinaryLinear(4, 2, input_quantizer="swish_sign", forward=forward)
+        layer.training_backward = backward
         leaf = x.clone().requires_grad_()
         (grad,) = torch.autograd.grad(layer(leaf).square().sum(), leaf, create_graph=True)
         found.append(torch.autograd.grad(grad.square().sum(), layer.weight))
@@ -152,6 +245,7 @@ def test_floats_wherever_bits_cannot_stand_in(calls):
         {"input_quantizer": None},
         {"weight_quantizer": None},
         {"input_quantizer": "dropout_sign"},
+        {"input_quantizer": "xnor_sign"},  # ±s
         {"weight_quantizer": quantizers.TanhSign()},
         {"weight_quantizer": torch.tanh},
         {"forward": "float"},
@@ -193,9 +287,10 @@ def test_training_runs_are_the_same(quantizer, calls):
     if quantizer is not None:
         bnn.set_weight_quantizer(model, quantizer)
     other = copy.deepcopy(model)
-    for layer in other.modules():
-        if isinstance(layer, (bnn.BinaryLinear, bnn.BinaryConv2d)):
-            layer.training_forward = "float"
+    for one, name, choice in ((model, "backward", "float"), (other, "forward", "float")):
+        for layer in one.modules():
+            if isinstance(layer, (bnn.BinaryLinear, bnn.BinaryConv2d)):
+                setattr(layer, f"training_{name}", choice)
     optimizers = [torch.optim.Adam(one.parameters(), lr=0.01) for one in (model, other)]
     for one, optimizer in zip((model, other), optimizers, strict=True):
         if quantizer is not None:
@@ -217,14 +312,20 @@ def test_errors_and_repr():
     for make in (bnn.BinaryLinear, lambda *a, **k: bnn.BinaryConv2d(*a, 3, **k)):
         with pytest.raises(ValueError, match="forward must be 'packed', 'float' or None.*'bits'"):
             make(4, 4, forward="bits")
+        with pytest.raises(ValueError, match="backward must be 'packed', 'float' or None.*'bits'"):
+            make(4, 4, backward="bits")
+        with pytest.raises(ValueError, match="backward='packed' needs a packed forward"):
+            make(4, 4, forward="float", backward="packed")
         assert repr(make(4, 4, forward="packed")).endswith(", forward='packed')")
-        assert "forward" not in repr(make(4, 4))
-    with pytest.raises(ValueError, match="of BinaryConv1d must be 'float' or None, found 'packed'"):
-        bnn.BinaryConv1d(4, 4, 3, forward="packed")
+        assert repr(make(4, 4, backward="float")).endswith(", backward='float')")
+        assert "ward" not in repr(make(4, 4))
+    for name in ("forward", "backward"):
+        with pytest.raises(ValueError, match=f"{name} of BinaryConv1d must be 'float' or None"):
+            bnn.BinaryConv1d(4, 4, 3, **{name: "packed"})
     layer = bnn.BinaryLinear(4, 4, weight_quantizer=None, forward="packed")
     with pytest.raises(ValueError, match="needs quantizers that give ±1.*None for the weight"):
         layer(torch.randn(2, 4))
     layer.eval()(torch.randn(2, 4))
     older = bnn.BinaryLinear(4, 4)
-    del older.training_forward  # as unpickled from before there was a choice
+    del older.training_forward, older.training_backward  # as unpickled from before a choice
     older(torch.randn(2, 4))

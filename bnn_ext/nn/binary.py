@@ -27,7 +27,9 @@ class _BinaryLayer(nn.Module):
 
     weight: Tensor
     bias: Any  # Tensor or None; torch.nn's own layers disagree about its type
-    training_forward: str | None = None  # also of layers saved before there was a choice
+    # Also of layers saved before there was a choice.
+    training_forward: str | None = None
+    training_backward: str | None = None
 
     def __init__(
         self,
@@ -35,14 +37,19 @@ class _BinaryLayer(nn.Module):
         input_quantizer: str | Quantizer | None,
         weight_quantizer: str | Quantizer | None,
         forward: str | None,
+        backward: str | None,
         **kwargs: Any,
     ) -> None:
-        if forward not in on_bits.FORWARDS:
-            raise ValueError(f"forward must be 'packed', 'float' or None, found {forward!r}")
+        for name, choice in (("forward", forward), ("backward", backward)):
+            if choice not in on_bits.CHOICES:
+                raise ValueError(f"{name} must be 'packed', 'float' or None, found {choice!r}")
+        if (forward, backward) == ("float", "packed"):
+            raise ValueError("backward='packed' needs a packed forward, found forward='float'")
         super().__init__(*args, **kwargs)
         self.input_quantizer = _get("input_quantizer", input_quantizer)
         self.weight_quantizer = _get("weight_quantizer", weight_quantizer)
         self.training_forward = forward
+        self.training_backward = backward
 
     @property
     def binary_weight(self) -> Tensor:
@@ -97,20 +104,27 @@ class _BinaryLayer(nn.Module):
         """
         if not self.training or self.training_forward == "float":
             return False
-        both = (self.input_quantizer, self.weight_quantizer)
-        signs = all(
-            quantizer is not None
-            and (quantizers.gives_signs(quantizer) or hasattr(quantizer, "split"))
-            for quantizer in both
+        of_input, of_weight = self.input_quantizer, self.weight_quantizer
+        signs = (
+            of_input is not None
+            and quantizers.gives_signs(of_input)
+            and of_weight is not None
+            and (quantizers.gives_signs(of_weight) or hasattr(of_weight, "split"))
         )
         if self.training_forward == "packed":
             if not signs:
                 raise ValueError(
-                    f"forward='packed' needs quantizers that give ±1, found {both[0]} for the "
-                    f"input and {both[1]} for the weight"
+                    f"forward='packed' needs quantizers that give ±1, found {of_input} for the "
+                    f"input and {of_weight} for the weight"
                 )
             return on_bits.possible(input, weight)
         return signs and on_bits.possible(input, weight) and on_bits.pays(input, weight, *geometry)
+
+    def _backward_on_bits(self, input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
+        """Whether the gradients of a product on packed bits come from packed bits as well."""
+        if self.training_backward is None:
+            return on_bits.pays(input, weight, *geometry)
+        return self.training_backward == "packed"
 
     def finish(self, sums: Tensor, scale: Tensor | None) -> Tensor:
         """`sums * scale + bias` per output channel, in the dtype of `sums`."""
@@ -122,8 +136,10 @@ class _BinaryLayer(nn.Module):
             quantizer = getattr(self, name)
             if quantizer is not quantizers.ste_sign:
                 parts.append(f"{name}={getattr(quantizer, '__name__', repr(quantizer))}")
-        if self.training_forward is not None:
-            parts.append(f"forward={self.training_forward!r}")
+        for name in ("forward", "backward"):
+            choice = getattr(self, f"training_{name}")
+            if choice is not None:
+                parts.append(f"{name}={choice!r}")
         return ", ".join(parts)
 
 
@@ -170,11 +186,13 @@ class BinaryLinear(_BinaryLayer, nn.Linear):
         weight_quantizer: name, callable, or None to leave the weight real.
         forward: what computes the sums in training mode: "packed" for the packed kernels, wherever
             they can run, "float" for torch's, None for whichever is known to be faster. The values
-            and the gradients are the same; eval mode computes in floats.
+            are the same; eval mode computes in floats.
+        backward: what computes the gradients behind a packed forward, likewise: "packed" gives
+            torch's but for the rounding of their sums, "float" gives torch's.
 
     Raises:
-        ValueError: a quantizer's name or `forward` is unknown; in the forward, "packed" finds
-            values that are not ±1.
+        ValueError: a quantizer's name, `forward` or `backward` is unknown, or `backward` is packed
+            and `forward` is not; in the forward, "packed" finds values that are not ±1.
         TypeError: a quantizer is neither a name nor a callable.
 
     Source: "Binarized Neural Networks", 2016 (arXiv:1602.02830), algorithm 1.
@@ -189,6 +207,7 @@ class BinaryLinear(_BinaryLayer, nn.Linear):
         input_quantizer: str | Quantizer | None = "ste_sign",
         weight_quantizer: str | Quantizer | None = "ste_sign",
         forward: str | None = None,
+        backward: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -199,6 +218,7 @@ class BinaryLinear(_BinaryLayer, nn.Linear):
             input_quantizer=input_quantizer,
             weight_quantizer=weight_quantizer,
             forward=forward,
+            backward=backward,
             device=device,
             dtype=dtype,
         )
@@ -206,8 +226,11 @@ class BinaryLinear(_BinaryLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         x = self._quantized_input(input)
         weight, scale = self._quantized_weight()
-        product = on_bits.linear if self._on_bits(x, weight) else F.linear
-        return self.finish(product(x, weight), scale)
+        if self._on_bits(x, weight):
+            sums = on_bits.linear(x, weight, self._backward_on_bits(x, weight))
+        else:
+            sums = F.linear(x, weight)
+        return self.finish(sums, scale)
 
 
 class _BinaryConv(_BinaryLayer):
@@ -235,6 +258,7 @@ class _BinaryConv(_BinaryLayer):
         input_quantizer: str | Quantizer | None = "ste_sign",
         weight_quantizer: str | Quantizer | None = "ste_sign",
         forward: str | None = None,
+        backward: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -249,20 +273,23 @@ class _BinaryConv(_BinaryLayer):
             weight_quantizer: name, callable, or None to leave the weight real.
             forward: what computes the sums of 2-d convolutions in training mode: "packed" for the
                 packed kernels, wherever they can run, "float" for torch's, None for whichever is
-                known to be faster. The values and the gradients are the same; eval mode computes in
-                floats.
+                known to be faster. The values are the same; eval mode computes in floats.
+            backward: what computes the gradients behind a packed forward, likewise: "packed" gives
+                torch's but for the rounding of their sums, "float" gives torch's.
 
         Raises:
-            ValueError: `pad_value` is not -1, 0 or 1, a quantizer's name or `forward` is unknown;
-                in the forward, "packed" finds values that are not ±1.
+            ValueError: `pad_value` is not -1, 0 or 1, a quantizer's name, `forward` or `backward`
+                is unknown, or `backward` is packed and `forward` is not; in the forward, "packed"
+                finds values that are not ±1.
             TypeError: a quantizer is neither a name nor a callable.
         """
         if pad_value not in (-1, 0, 1):
             raise ValueError(f"pad_value must be -1, 0 or 1, found {pad_value!r}")
-        if forward == "packed" and not isinstance(self, nn.Conv2d):
-            raise ValueError(
-                f"forward of {type(self).__name__} must be 'float' or None, found 'packed'"
-            )
+        for name, choice in (("forward", forward), ("backward", backward)):
+            if choice == "packed" and not isinstance(self, nn.Conv2d):
+                raise ValueError(
+                    f"{name} of {type(self).__name__} must be 'float' or None, found 'packed'"
+                )
         super().__init__(
             in_channels,
             out_channels,
@@ -275,6 +302,7 @@ class _BinaryConv(_BinaryLayer):
             input_quantizer=input_quantizer,
             weight_quantizer=weight_quantizer,
             forward=forward,
+            backward=backward,
             device=device,
             dtype=dtype,
         )
@@ -322,7 +350,8 @@ class BinaryConv2d(_BinaryConv, nn.Conv2d):
             padding = (padding,) * 2 if isinstance(padding, int) else padding
             geometry = (self.stride, padding, self.dilation)
             if self._on_bits(input, weight, *geometry):
-                return on_bits.conv2d(input, weight, *geometry, self.groups)
+                backward_on_bits = self._backward_on_bits(input, weight, *geometry)
+                return on_bits.conv2d(input, weight, *geometry, self.groups, backward_on_bits)
         return super()._sums(input, weight, padding)
 
 

@@ -1,7 +1,8 @@
-"""Products of ±1 in training: on packed bits forward, in floats backward.
+"""Products of ±1 in training: on packed bits forward, and backward if wanted.
 
 Sums of ±1 are integers, so the packed kernels give the very floats of `torch.nn.functional`, which
-are exact below 2^24. The gradients are computed by the calls that torch's own are computed by.
+are exact below 2^24. Gradients are real: they are torch's if computed by torch's own calls, and
+differ in rounding if from packed bits.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor
 from bnn_ext import ops
 from bnn_ext._extension import cpu_capability
 from bnn_ext._plain import is_plain
+from bnn_ext.ops import gradients
 
-FORWARDS = ("packed", "float", None)
+CHOICES = ("packed", "float", None)
 # What it pays for, measured against torch's float32 products with AVX-512: multiply-accumulates for
 # each number that is packed or written, and in all. A map's channels do not lie side by side.
 _LEAST_PER_NUMBER = {2: 12, 4: 120}  # by dimensions of the weight
@@ -54,14 +56,20 @@ def pays(input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
     return enough and cpu_capability() in _LEVELS
 
 
+def _can_backward(grad: Tensor) -> bool:
+    # To differentiate a gradient again takes calls that know how.
+    return is_plain(grad) and not torch.is_grad_enabled()
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(input: Tensor, weight: Tensor) -> Tensor:
+    def forward(input: Tensor, weight: Tensor, backward_on_bits: bool) -> Tensor:
         return ops.linear_float(ops.pack(input), ops.pack(weight), weight.shape[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*inputs[:2])
+        ctx.on_bits = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -69,10 +77,11 @@ class _Linear(torch.autograd.Function):
         rows = grad.flatten(0, -2)
         of_input = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_input = rows.mm(weight).view(input.shape)
-        if ctx.needs_input_grad[1]:
+            product = gradients.linear_input if ctx.on_bits and _can_backward(grad) else Tensor.mm
+            of_input = product(rows, weight).view(input.shape)
+        if ctx.needs_input_grad[1]:  # a batch is too few numbers for tables to pay
             of_weight = rows.t().mm(input.flatten(0, -2))
-        return of_input, of_weight
+        return of_input, of_weight, None
 
 
 class _Conv2d(torch.autograd.Function):
@@ -84,6 +93,7 @@ class _Conv2d(torch.autograd.Function):
         padding: Sequence[int],
         dilation: Sequence[int],
         groups: int,
+        backward_on_bits: bool,
     ) -> Tensor:
         sums = ops.conv2d_float(
             ops.pack(input.permute(0, 2, 3, 1)),
@@ -94,41 +104,67 @@ class _Conv2d(torch.autograd.Function):
             dilation,
             groups,
         ).permute(0, 3, 1, 2)
-        # The layout that torch would give its result: layers behind it round by the layout.
-        last = any(
-            tensor.stride() == torch.empty_like(tensor, memory_format=torch.channels_last).stride()
-            for tensor in (input, weight)
-        )
-        return sums if last else sums.contiguous()
+        return _in_layout_of(sums, input, weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
-        ctx.geometry = inputs[2:]
+        ctx.geometry = inputs[2:6]
+        ctx.on_bits = inputs[6]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         input, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
-            grad,
-            input,
-            weight,
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            (0, 0),
-            groups,
-            (*ctx.needs_input_grad[:2], False),
-        )
-        return of_input, of_weight, None, None, None, None
+        needs_input, needs_weight = needed = ctx.needs_input_grad[:2]
+        grads: list[Tensor | None] = [None, None]
+        if ctx.on_bits and _can_backward(grad):
+            kernel_size = weight.shape[2:]
+            reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+            # With a stride there are zeros between the gradients, and tables would add them too.
+            dense = all(s == 1 and p <= r for s, p, r in zip(stride, padding, reach, strict=True))
+            if needs_input and dense:
+                of_input = gradients.conv2d_input(grad, weight, padding, dilation, groups)
+                grads[0] = _in_layout_of(of_input, input, weight)
+            if needs_weight:
+                of_weight = gradients.conv2d_weight(
+                    grad, input, kernel_size, stride, padding, dilation, groups
+                )
+                grads[1] = _in_layout_of(of_weight, input, weight)
+        missing = [need and found is None for need, found in zip(needed, grads, strict=True)]
+        if any(missing):
+            *others, _ = torch.ops.aten.convolution_backward(
+                grad,
+                input,
+                weight,
+                None,
+                stride,
+                padding,
+                dilation,
+                False,
+                (0, 0),
+                groups,
+                (*missing, False),
+            )
+            grads = [
+                found if other is None else other
+                for found, other in zip(grads, others, strict=True)
+            ]
+        return *grads, None, None, None, None, None
 
 
-def linear(input: Tensor, weight: Tensor) -> Tensor:
+def _in_layout_of(sums: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """`sums` in the layout of torch's: layers behind round by the layout."""
+    last = any(
+        tensor.stride() == torch.empty_like(tensor, memory_format=torch.channels_last).stride()
+        for tensor in (input, weight)
+    )
+    return sums if last else sums.contiguous()
+
+
+def linear(input: Tensor, weight: Tensor, backward_on_bits: bool) -> Tensor:
     """`torch.nn.functional.linear` of ±1: `[..., in]` and `[out, in]` to `[..., out]`."""
-    return _Linear.apply(input, weight)
+    return _Linear.apply(input, weight, backward_on_bits)
 
 
 def conv2d(
@@ -138,6 +174,7 @@ def conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    backward_on_bits: bool,
 ) -> Tensor:
     """`torch.nn.functional.conv2d` of ±1, zeros around the map."""
-    return _Conv2d.apply(input, weight, stride, padding, dilation, groups)
+    return _Conv2d.apply(input, weight, stride, padding, dilation, groups, backward_on_bits)

@@ -1,0 +1,192 @@
+// The gradient of a 2-d convolution to its weights on the CPU, the input being signs.
+//
+// A weight's gradient sums real gradients over images and output positions, each with the sign of
+// the input that the weight met there. Inputs come packed by image, so those that a tap meets along
+// a row of outputs are words of a row of the map, and taps that fall outside are left out. A few
+// output channels and positions at a time become tables, for all taps and input channels.
+#include <torch/csrc/stable/library.h>
+
+#include "common/permuted.h"
+#include "cpu/operators.h"
+#include "cpu/real.h"
+
+namespace bnn_ext::cpu {
+namespace {
+
+constexpr int64_t kTileRows = 12;      // output channels that share a pass over the inputs
+constexpr int64_t kTileTables = 1536;  // tables at a time: 96 KiB at most
+constexpr int64_t kMostImages = kTileTables / kTileRows / kWordQuads * kWordBits;  // at a time
+
+struct Axis {
+  int64_t size, kernel, stride, padding, dilation, out;
+
+  // Where output `o` meets the kernel's tap.
+  int64_t at(int64_t o, int64_t tap) const { return o * stride - padding + tap * dilation; }
+};
+
+struct Conv {
+  const Tensor& grad;
+  Tensor tiles;                     // of the inputs, an input channel being a row
+  int64_t images, groups, in, out;  // channels of a group
+  Axis vertical, horizontal;
+
+  int64_t taps() const { return vertical.kernel * horizontal.kernel; }
+};
+
+Conv prepare(const Tensor& grad, const Tensor& input, const Pair& kernel_size, const Pair& stride,
+             const Pair& padding, const Pair& dilation, int64_t groups) {
+  STD_TORCH_CHECK(grad.is_cpu() && grad.dim() == 4 && grad.scalar_type() == ScalarType::Float,
+                  "grad must be float32 [N, out, H', W'] on the CPU");
+  const Tensor packed = checked_packed(input, "input", grad.size(0), 4);
+  check_geometry(kernel_size, "kernel_size");
+  check_geometry(stride, "stride");
+  check_geometry(padding, "padding");
+  check_geometry(dilation, "dilation");
+  STD_TORCH_CHECK(groups > 0 && packed.size(0) % groups == 0 && grad.size(1) % groups == 0,
+                  "groups must divide the channels of input and grad");
+  Conv conv = {grad,
+               checked_tiles(std::nullopt, packed, groups),
+               grad.size(0),
+               groups,
+               packed.size(0) / groups,
+               grad.size(1) / groups,
+               {},
+               {}};
+  for (int i = 0; i < 2; ++i) {
+    Axis& axis = i == 0 ? conv.vertical : conv.horizontal;
+    axis = {packed.size(1 + i), kernel_size[i], stride[i],
+            padding[i],         dilation[i],    grad.size(2 + i)};
+    STD_TORCH_CHECK(axis.stride > 0 && axis.padding >= 0 && axis.dilation > 0 && axis.kernel > 0,
+                    "stride, dilation and kernel size must be positive, padding not negative");
+    const int64_t span = axis.dilation * (axis.kernel - 1) + 1;
+    const int64_t room = axis.size + 2 * axis.padding - span;
+    STD_TORCH_CHECK(room >= 0 && axis.out == room / axis.stride + 1,
+                    "grad does not have the size of the convolution's output");
+  }
+  return conv;
+}
+
+// Sums of one tile of rows, that is output channels, and of some input channels.
+class Tile {
+ public:
+  Tile(const Conv& conv, const Kernels& level, int64_t most_channels)
+      : conv_(conv),
+        level_(level),
+        kernel_(level.real.floats),
+        words_(word_count(conv.images)),
+        most_images_(std::clamp<int64_t>(conv.images, 1, kMostImages)),
+        columns_(std::clamp<int64_t>(kTileTables / kTileRows / quad_count(most_images_), 1,
+                                     conv.horizontal.out)),
+        row_stride_(columns_ * quad_count(most_images_) * level.real.table_size),
+        sums_stride_(conv.taps() * most_channels),
+        tables_(kTileRows * row_stride_),
+        sums_(kTileRows * sums_stride_),
+        taps_(columns_) {}
+
+  // Output channels [row, row + rows) and input channels [channel, channel + channels) of a group.
+  void run(int64_t group, int64_t row, int64_t rows, int64_t channel, int64_t channels,
+           float* out) {
+    const int64_t blocks = (channels + kBlock - 1) / kBlock;
+    const int64_t group_blocks = (conv_.in + kBlock - 1) / kBlock;
+    const int64_t block_stride = conv_.vertical.size * conv_.horizontal.size * words_ * kBlock;
+    SignedSums<float> problem;
+    problem.tables = tables_.get();
+    problem.row_stride = row_stride_;
+    problem.taps = taps_.data();
+    problem.block_stride = block_stride;
+    problem.rows = rows;
+    problem.blocks = blocks;
+    problem.more = true;
+    problem.sums_stride = sums_stride_;
+    const Word* weight =
+        data<Word>(conv_.tiles) + (group * group_blocks + channel / kBlock) * block_stride;
+
+    std::fill_n(sums_.get(), rows * sums_stride_, 0.0f);
+    for (int64_t y = 0; y < conv_.vertical.out; ++y)
+      for (int64_t x = 0; x < conv_.horizontal.out; x += columns_)
+        for (int64_t image = 0; image < conv_.images; image += most_images_)
+          add(group * conv_.out + row, y, x, image, weight, problem);
+
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t tap = 0; tap < conv_.taps(); ++tap)
+        std::copy_n(
+            sums_.get() + r * sums_stride_ + tap * blocks * kBlock, channels,
+            out + ((group * conv_.out + row + r) * conv_.taps() + tap) * conv_.in + channel);
+  }
+
+ private:
+  void add(int64_t row, int64_t y, int64_t x, int64_t image, const Word* weight,
+           SignedSums<float>& problem) {
+    const Tensor& grad = conv_.grad;
+    const Axis &vertical = conv_.vertical, &horizontal = conv_.horizontal;
+    const int64_t columns = std::min(columns_, horizontal.out - x);
+    const int64_t images = std::min(most_images_, conv_.images - image);
+    for (int64_t r = 0; r < problem.rows; ++r)
+      kernel_.make_tables(data<float>(grad) + image * grad.stride(0) + (row + r) * grad.stride(1) +
+                              y * grad.stride(2) + x * grad.stride(3),
+                          grad.stride(0), images, grad.stride(3), columns,
+                          tables_.get() + r * row_stride_);
+    problem.tap_quads = quad_count(images);
+    for (int64_t ky = 0; ky < vertical.kernel; ++ky) {
+      const int64_t map_y = vertical.at(y, ky);
+      if (map_y < 0 || map_y >= vertical.size) continue;
+      problem.weight = weight + (map_y * horizontal.size * words_ + image / kWordBits) * kBlock;
+      for (int64_t kx = 0; kx < horizontal.kernel; ++kx) {
+        problem.tap_count = 0;
+        for (int64_t column = 0; column < columns; ++column) {
+          const int64_t map_x = horizontal.at(x + column, kx);
+          if (map_x >= 0 && map_x < horizontal.size)
+            taps_[problem.tap_count++] = {column * problem.tap_quads * level_.real.table_size,
+                                          map_x * words_ * kBlock};
+        }
+        if (problem.tap_count == 0) continue;
+        problem.sums = sums_.get() + (ky * horizontal.kernel + kx) * problem.blocks * kBlock;
+        kernel_.add(problem);
+      }
+    }
+  }
+
+  const Conv& conv_;
+  const Kernels& level_;
+  const SignedSumKernels<float>& kernel_;
+  const int64_t words_, most_images_, columns_, row_stride_, sums_stride_;
+  const Buffer<float> tables_, sums_;
+  std::vector<TableTap> taps_;
+};
+
+}  // namespace
+
+Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& input, const Pair& kernel_size,
+                              const Pair& stride, const Pair& padding, const Pair& dilation,
+                              int64_t groups) {
+  const Conv conv = prepare(grad, input, kernel_size, stride, padding, dilation, groups);
+  const Tensor nhwc =
+      new_tensor({groups * conv.out, kernel_size[0], kernel_size[1], conv.in}, ScalarType::Float);
+  float* const out = mutable_data<float>(nhwc);
+  const Kernels& level = kernels();
+
+  const int64_t chunks = (conv.in + kTileChannels - 1) / kTileChannels;
+  const int64_t row_tiles = (conv.out + kTileRows - 1) / kTileRows;
+  const int64_t tasks = groups * row_tiles * chunks;  // chunks of input channels turn fastest
+  const int64_t work = nhwc.numel() * conv.images * conv.vertical.out * conv.horizontal.out;
+  torch::stable::parallel_for(
+      0, tasks, grain_for(tasks, work, kGrainSums), [&](int64_t begin, int64_t end) {
+        Tile tile(conv, level, std::min(chunks, end - begin) * kTileChannels);
+        while (begin < end) {  // the chunks of this range that belong to one tile of rows
+          const int64_t chunk = begin % chunks, row_tile = begin / chunks % row_tiles;
+          const int64_t group = begin / chunks / row_tiles;
+          const int64_t count = std::min(chunks - chunk, end - begin);
+          begin += count;
+          const int64_t row = row_tile * kTileRows, channel = chunk * kTileChannels;
+          tile.run(group, row, std::min(kTileRows, conv.out - row), channel,
+                   std::min(count * kTileChannels, conv.in - channel), out);
+        }
+      });
+  return permuted(nhwc, {0, 3, 1, 2});
+}
+
+}  // namespace bnn_ext::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {
+  m.impl("conv2d_weight_gradient", TORCH_BOX(&bnn_ext::cpu::conv2d_weight_gradient));
+}
