@@ -71,60 +71,58 @@ class Tile {
  public:
   Tile(const Conv& conv, const Kernels& level, int64_t most_channels)
       : conv_(conv),
-        level_(level),
         kernel_(level.real.floats),
+        table_size_(level.real.table_size),
+        step_(strides_of(conv.grad)),
         words_(word_count(conv.images)),
         most_images_(std::clamp<int64_t>(conv.images, 1, kMostImages)),
         columns_(std::clamp<int64_t>(kTileTables / kTileRows / quad_count(most_images_), 1,
                                      conv.horizontal.out)),
-        row_stride_(columns_ * quad_count(most_images_) * level.real.table_size),
+        row_stride_(columns_ * quad_count(most_images_) * table_size_),
         sums_stride_(conv.taps() * most_channels),
         tables_(kTileRows * row_stride_),
         sums_(kTileRows * sums_stride_),
         taps_(columns_) {}
 
-  // Output channels [row, row + rows) and input channels [channel, channel + channels) of a group.
-  void run(int64_t group, int64_t row, int64_t rows, int64_t channel, int64_t channels,
-           float* out) {
-    const int64_t blocks = (channels + kBlock - 1) / kBlock;
+  // Writes the gradients of `rows` output channels from `row` on to the `channels` input channels
+  // of their group from `channel` on.
+  void run(int64_t row, int64_t rows, int64_t channel, int64_t channels, float* out) {
     const int64_t group_blocks = (conv_.in + kBlock - 1) / kBlock;
-    const int64_t block_stride = conv_.vertical.size * conv_.horizontal.size * words_ * kBlock;
+    const int64_t block = row / conv_.out * group_blocks + channel / kBlock;
     SignedSums<float> problem;
     problem.tables = tables_.get();
     problem.row_stride = row_stride_;
     problem.taps = taps_.data();
-    problem.block_stride = block_stride;
+    problem.block_stride = conv_.vertical.size * conv_.horizontal.size * words_ * kBlock;
     problem.rows = rows;
-    problem.blocks = blocks;
+    problem.blocks = (channels + kBlock - 1) / kBlock;
     problem.more = true;
     problem.sums_stride = sums_stride_;
-    const Word* weight =
-        data<Word>(conv_.tiles) + (group * group_blocks + channel / kBlock) * block_stride;
 
     std::fill_n(sums_.get(), rows * sums_stride_, 0.0f);
+    const Word* const weight = data<Word>(conv_.tiles) + block * problem.block_stride;
     for (int64_t y = 0; y < conv_.vertical.out; ++y)
       for (int64_t x = 0; x < conv_.horizontal.out; x += columns_)
         for (int64_t image = 0; image < conv_.images; image += most_images_)
-          add(group * conv_.out + row, y, x, image, weight, problem);
+          add(problem, row, y, x, image, weight);
 
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t tap = 0; tap < conv_.taps(); ++tap)
-        std::copy_n(
-            sums_.get() + r * sums_stride_ + tap * blocks * kBlock, channels,
-            out + ((group * conv_.out + row + r) * conv_.taps() + tap) * conv_.in + channel);
+        std::copy_n(sums_.get() + r * sums_stride_ + tap * problem.blocks * kBlock, channels,
+                    out + ((row + r) * conv_.taps() + tap) * conv_.in + channel);
   }
 
  private:
-  void add(int64_t row, int64_t y, int64_t x, int64_t image, const Word* weight,
-           SignedSums<float>& problem) {
-    const Tensor& grad = conv_.grad;
+  // Adds what some images give in a piece of a row of outputs.
+  void add(SignedSums<float>& problem, int64_t row, int64_t y, int64_t x, int64_t image,
+           const Word* weight) {
     const Axis &vertical = conv_.vertical, &horizontal = conv_.horizontal;
     const int64_t columns = std::min(columns_, horizontal.out - x);
     const int64_t images = std::min(most_images_, conv_.images - image);
+    const float* const grad =
+        data<float>(conv_.grad) + image * step_[0] + row * step_[1] + y * step_[2] + x * step_[3];
     for (int64_t r = 0; r < problem.rows; ++r)
-      kernel_.make_tables(data<float>(grad) + image * grad.stride(0) + (row + r) * grad.stride(1) +
-                              y * grad.stride(2) + x * grad.stride(3),
-                          grad.stride(0), images, grad.stride(3), columns,
+      kernel_.make_tables(grad + r * step_[1], step_[0], images, step_[3], columns,
                           tables_.get() + r * row_stride_);
     problem.tap_quads = quad_count(images);
     for (int64_t ky = 0; ky < vertical.kernel; ++ky) {
@@ -136,7 +134,7 @@ class Tile {
         for (int64_t column = 0; column < columns; ++column) {
           const int64_t map_x = horizontal.at(x + column, kx);
           if (map_x >= 0 && map_x < horizontal.size)
-            taps_[problem.tap_count++] = {column * problem.tap_quads * level_.real.table_size,
+            taps_[problem.tap_count++] = {column * problem.tap_quads * table_size_,
                                           map_x * words_ * kBlock};
         }
         if (problem.tap_count == 0) continue;
@@ -147,8 +145,9 @@ class Tile {
   }
 
   const Conv& conv_;
-  const Kernels& level_;
   const SignedSumKernels<float>& kernel_;
+  const int64_t table_size_;
+  const std::vector<int64_t> step_;  // from a gradient to the next one of each dimension
   const int64_t words_, most_images_, columns_, row_stride_, sums_stride_;
   const Buffer<float> tables_, sums_;
   std::vector<TableTap> taps_;
@@ -178,7 +177,7 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& input, const Pai
           const int64_t count = std::min(chunks - chunk, end - begin);
           begin += count;
           const int64_t row = row_tile * kTileRows, channel = chunk * kTileChannels;
-          tile.run(group, row, std::min(kTileRows, conv.out - row), channel,
+          tile.run(group * conv.out + row, std::min(kTileRows, conv.out - row), channel,
                    std::min(count * kTileChannels, conv.in - channel), out);
         }
       });
