@@ -33,6 +33,7 @@ bench: .venv/installed-bench ## measure against limits and peers, and draw: benc
 	$(BIN)/python benchmarks/bench_real.py
 	$(BIN)/python benchmarks/bench_pack.py
 	$(BIN)/python benchmarks/bench_models.py
+	$(BIN)/python benchmarks/bench_training_step.py
 	$(BIN)/python benchmarks/plot.py
 
 lint: .venv/installed-dev ## check style and types

@@ -282,6 +282,39 @@ def test_bench_models_runs_what_is_installed(tmp_path, monkeypatch):
         assert name in rows
 
 
+def test_bench_training_step(tmp_path, monkeypatch):
+    import bench_training_step
+
+    monkeypatch.setattr(bench_training_step, "MODELS", {"tiny": TINY["birealnet18"]})
+    arguments = ["--models", "tiny", "--batch", "2", "--rounds", "2"]
+    bench_training_step.main([*arguments, "--results", str(tmp_path)])
+    level = _C.cpu_capability()
+    assert impls(read(tmp_path, "training_step_threads1"), "training_tiny", "2x3x32x32") == [
+        (f"bnn_ext {level}", "float32"),
+        (f"bnn_ext float gradients {level}", "float32"),
+        ("torch float32", "float32"),
+    ]
+
+
+def test_bench_training_step_takes_steps(monkeypatch):
+    import bench_training_step
+
+    model = TINY["birealnet18"][0]()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.randn(2, 3, 32, 32)
+    step = bench_training_step.Step(model, images, None, "float")
+    with torch.inference_mode():  # as everything is timed
+        step()
+    binary = [m for m in step.model.modules() if isinstance(m, bnn.BinaryConv2d)]
+    assert binary
+    assert {(m.training_forward, m.training_backward) for m in binary} == {(None, "float")}
+    assert all(p.grad is not None for p in step.model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])  # the step's network is a copy
+    moved = [n for n, p in step.model.named_parameters() if not torch.equal(p, before[n])]
+    assert moved
+
+
 def test_bench_models_says_where_the_time_goes(tmp_path, monkeypatch):
     import bench_models
 
