@@ -5,10 +5,11 @@ void sign(const float* __restrict x, int64_t count, float* __restrict out) {
   for (int64_t i = 0; i < count; ++i) out[i] = x[i] >= 0 ? 1.0f : -1.0f;
 }
 
+constexpr int64_t kCounters = kDrawn / 4;  // each gives four words
+
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011)
 // at counters in a row: word w of counter c is drawn[w][c].
-void philox(uint64_t counter, uint64_t seed, uint32_t (&drawn)[4][kDrawn / 4]) {
-  constexpr int64_t kCounters = kDrawn / 4;
+void philox(uint64_t counter, uint64_t seed, uint32_t (&drawn)[4][kCounters]) {
   for (int64_t c = 0; c < kCounters; ++c) {
     drawn[0][c] = static_cast<uint32_t>(counter + c);
     drawn[1][c] = static_cast<uint32_t>((counter + c) >> 32);
@@ -29,13 +30,15 @@ void philox(uint64_t counter, uint64_t seed, uint32_t (&drawn)[4][kDrawn / 4]) {
 void draw(const float* __restrict x, int64_t first, int64_t count, uint64_t seed,
           float* __restrict out) {
   for (int64_t i = 0; i < count; i += kDrawn) {
-    uint32_t drawn[4][kDrawn / 4];
+    uint32_t drawn[4][kCounters];
     philox(static_cast<uint64_t>(first + i) / 4, seed, drawn);
-    const uint32_t* const bits = drawn[0];
-    const int64_t n = count - i < kDrawn ? count - i : kDrawn;
-    for (int64_t k = 0; k < n; ++k) {
-      const float threshold = static_cast<float>(static_cast<int32_t>(bits[k] >> 8)) * 0x1p-23f - 1;
-      out[i + k] = x[i + k] > threshold ? 1.0f : -1.0f;
+    for (int64_t word = 0, from = i; word < 4; ++word, from += kCounters) {
+      const int64_t n = count - from < kCounters ? count - from : kCounters;
+      for (int64_t c = 0; c < n; ++c) {
+        const auto bits = static_cast<int32_t>(drawn[word][c] >> 8);
+        const float threshold = static_cast<float>(bits) * 0x1p-23f - 1;
+        out[from + c] = x[from + c] > threshold ? 1.0f : -1.0f;
+      }
     }
   }
 }
