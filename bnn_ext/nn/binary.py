@@ -384,7 +384,7 @@ def make_binary(
         raise ValueError(f"padding_mode must be 'zeros', found {padding_mode!r}")
     layer.input_quantizer = _get("input_quantizer", input_quantizer)
     layer.weight_quantizer = _get("weight_quantizer", weight_quantizer)
-    layer.training_forward = None
+    layer.training_forward = layer.training_backward = None
     layer.__class__ = BINARY_OF[type(layer)]
     if isinstance(layer, _BinaryConv):
         layer.pad_value = 0
