@@ -177,9 +177,10 @@ def test_packed_backward_gives_what_is_needed_alone(backward_calls):
 
 def test_packed_backward_where_it_is_faster(level, backward_calls):
     fast_level = level in ("avx2", "avx512", "avx512_vpopcnt")
-    x = torch.randn(4, 128, 16, 16, requires_grad=True)
+    x = torch.randn(8, 128, 16, 16, requires_grad=True)
     conv = bnn.BinaryConv2d(128, 128, 3, padding=1)
     conv(x).sum().backward()
+    conv(x[:7]).sum().backward()
     assert backward_calls == ["conv2d_input", "conv2d_weight"] * fast_level
     conv.training_backward = "float"
     conv(x).sum().backward()

@@ -123,7 +123,7 @@ class _BinaryLayer(nn.Module):
     def _backward_on_bits(self, input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
         """Whether the gradients of a product on packed bits come from packed bits as well."""
         if self.training_backward is None:
-            return on_bits.pays(input, weight, *geometry)
+            return on_bits.backward_pays(input, weight, *geometry)
         return self.training_backward == "packed"
 
     def finish(self, sums: Tensor, scale: Tensor | None) -> Tensor:

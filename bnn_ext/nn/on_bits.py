@@ -23,6 +23,7 @@ CHOICES = ("packed", "float", None)
 # each number that is packed or written, and in all. A map's channels do not lie side by side.
 _LEAST_PER_NUMBER = {2: 12, 4: 120}  # by dimensions of the weight
 _LEAST = 20_000_000
+_LEAST_IMAGES = 8  # tables for the gradients to a convolution's weights are of one place's images
 _LEVELS = ("avx2", "avx512", "avx512_vpopcnt")
 
 
@@ -54,6 +55,12 @@ def pays(input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
     numbers = input.numel() + weight.numel() + places * weight.shape[0]
     enough = products >= _LEAST and products >= _LEAST_PER_NUMBER[weight.dim()] * numbers
     return enough and cpu_capability() in _LEVELS
+
+
+def backward_pays(input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
+    """Whether they are faster backward; arguments as for `pays`."""
+    enough_images = not geometry or input.shape[0] >= _LEAST_IMAGES
+    return enough_images and pays(input, weight, *geometry)
 
 
 def _can_backward(grad: Tensor) -> bool:
