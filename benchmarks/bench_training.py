@@ -116,7 +116,9 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     kept = options.results / cpu_folder() / "training" / name
     kept.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "metrics.csv", kept / "metrics.csv")
-    (kept / "config.yaml").write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False))
+    # Of what it began with the name: folders of runs are elsewhere on every machine.
+    config = settings.as_dict() | {"init": experiment.init}
+    (kept / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     plot_runs([folder], kept / "curves.png")
     result = {
         "commit": provenance.commit(),
