@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -270,6 +271,18 @@ def test_a_run_leaves_its_files(small_run):
     # The settings in it make the same run again.
     config = yaml.safe_load((small_run / "config.yaml").read_text())
     assert Settings().changed(config) == SMALL
+
+
+def test_tensorboard_shows_the_rows_of_all_epochs(tmp_path):
+    run(dataclasses.replace(SMALL, epochs=1), tmp_path)
+    run(SMALL, tmp_path, resume=tmp_path)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["scalars"]) >= {"train_loss", "val_acc", "flips", "learning_rate"}
+    for name in ("train_loss", "val_acc", "flips"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        assert shown == [
+            (int(row["epoch"]), pytest.approx(float(row[name]))) for row in rows(tmp_path)
+        ]
 
 
 def test_best_is_the_epoch_of_the_highest_accuracy(tmp_path):

@@ -64,7 +64,7 @@ class EpochLog(Callback):
         row["seconds"] = time.perf_counter() - self._start
         self.rows.append(row)
         for logger in trainer.loggers:
-            logger.log_metrics(row, step=trainer.current_epoch)
+            logger.log_metrics(row, step=int(row["epoch"]))
         if self._folder is not None and trainer.is_global_zero:
             text = io.StringIO()
             writer = csv.DictWriter(text, row.keys())
