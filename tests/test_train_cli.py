@@ -45,6 +45,15 @@ def test_train_says_what_it_does(tmp_path, capsys):
         assert text in captured.out
 
 
+def test_train_asks_for_huge_pages_unless_told_otherwise(monkeypatch, capsys):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert cli.main(["train", "--model", "unknown"]) == 2
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    assert cli.main(["train", "--model", "unknown"]) == 2
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+
+
 def test_evaluate_convert_and_evaluate_again(digits_run, tmp_path, capsys):
     converted = tmp_path / "model.bnn"
     assert cli.main(["evaluate", str(digits_run)]) == 0
