@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bnn_ext import models, quantizers
 from bnn_ext import nn as bnn
+from bnn_ext._extension import cpu_capability
 from bnn_ext.nn import on_bits
 from bnn_ext.ops import gradients
 
@@ -307,6 +308,27 @@ def test_training_runs_are_the_same(quantizer, calls):
         assert torch.equal(*losses)
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("quantizer", ["ste_sign", "stochastic_sign", "xnor_sign"])
+def test_packed_evaluation_gives_the_same_bits(quantizer, calls):
+    model = models.vgg_small_binary(width=0.5, hidden=(1024,))
+    bnn.set_weight_quantizer(model, quantizer)
+    x = torch.randn(32, 3, 32, 32)
+    model(x)  # statistics of BatchNorm
+    calls.clear()
+    expected = model.eval()(x)
+    assert calls == []
+    for context in (torch.no_grad, torch.inference_mode):
+        with context(), bnn.packed_evaluation():
+            assert torch.equal(model(x), expected)
+        fast = cpu_capability() in ("avx2", "avx512", "avx512_vpopcnt")
+        assert ("conv2d" in calls and "linear" in calls) == fast
+        calls.clear()
+    with pytest.raises(KeyError), bnn.packed_evaluation():
+        raise KeyError
+    model(x)
+    assert calls == []
 
 
 def test_errors_and_repr():

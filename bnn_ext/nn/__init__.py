@@ -11,6 +11,7 @@ from bnn_ext.nn.binary import (
     clip_weights,
     set_weight_quantizer,
 )
+from bnn_ext.nn.on_bits import packed_evaluation
 from bnn_ext.nn.residual import Residual
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "binary_parameters",
     "clip_weights",
     "first_and_last",
+    "packed_evaluation",
     "set_weight_quantizer",
 ]

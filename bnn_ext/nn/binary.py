@@ -96,13 +96,14 @@ class _BinaryLayer(nn.Module):
     def _on_bits(self, input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
         """Whether the packed kernels multiply the quantized input and weight.
 
-        Only in training mode: in eval mode the sums are torch's, for conversions to compare with.
+        In eval mode only within `packed_evaluation`: elsewhere the sums are torch's, for
+        conversions to compare with.
 
         Args:
             input, weight: quantized.
             geometry: stride, padding and dilation of a convolution.
         """
-        if not self.training or self.training_forward == "float":
+        if not on_bits.wanted(self.training) or self.training_forward == "float":
             return False
         of_input, of_weight = self.input_quantizer, self.weight_quantizer
         signs = (
@@ -186,7 +187,7 @@ class BinaryLinear(_BinaryLayer, nn.Linear):
         weight_quantizer: name, callable, or None to leave the weight real.
         forward: what computes the sums in training mode: "packed" for the packed kernels, wherever
             they can run, "float" for torch's, None for whichever is known to be faster. The values
-            are the same; eval mode computes in floats.
+            are the same; eval mode computes in floats, but within `packed_evaluation`.
         backward: what computes the gradients behind a packed forward, likewise: "packed" gives
             torch's but for the rounding of their sums, "float" gives torch's.
 
@@ -273,7 +274,8 @@ class _BinaryConv(_BinaryLayer):
             weight_quantizer: name, callable, or None to leave the weight real.
             forward: what computes the sums of 2-d convolutions in training mode: "packed" for the
                 packed kernels, wherever they can run, "float" for torch's, None for whichever is
-                known to be faster. The values are the same; eval mode computes in floats.
+                known to be faster. The values are the same; eval mode computes in floats, but
+                within `packed_evaluation`.
             backward: what computes the gradients behind a packed forward, likewise: "packed" gives
                 torch's but for the rounding of their sums, "float" gives torch's.
 

@@ -7,7 +7,9 @@ differ in rounding if from packed bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,6 +27,27 @@ _LEAST_PER_NUMBER = {2: 12, 4: 120}  # by dimensions of the weight
 _LEAST = 20_000_000
 _LEAST_IMAGES = 8  # tables for the gradients to a convolution's weights are of one place's images
 _LEVELS = ("avx2", "avx512", "avx512_vpopcnt")
+
+_in_evaluation: ContextVar[bool] = ContextVar("_in_evaluation", default=False)
+
+
+@contextmanager
+def packed_evaluation() -> Iterator[None]:
+    """Within it binary layers multiply packed bits in eval mode as they do in training mode.
+
+    The values are the same, bit for bit, in less time. Elsewhere a model in eval mode computes in
+    torch's floats, so that what was converted is compared with something else than itself.
+    """
+    before = _in_evaluation.set(True)
+    try:
+        yield
+    finally:
+        _in_evaluation.reset(before)
+
+
+def wanted(training: bool) -> bool:
+    """Whether layers in this mode may multiply packed bits."""
+    return training or _in_evaluation.get()
 
 
 def possible(input: Tensor, weight: Tensor) -> bool:

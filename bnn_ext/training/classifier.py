@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnn_ext import nn as bnn
 from bnn_ext._extras import needs_extra
 from bnn_ext.data import derived_seed
 from bnn_ext.losses import DistillationLoss
@@ -125,7 +126,8 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits = self(images)
+        with bnn.packed_evaluation():
+            logits = self(images)
         self._confusion.update(logits, labels)
         self._note("val", LOSSES[self.optimization.loss](logits, labels), logits, labels)
 
