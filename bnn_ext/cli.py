@@ -329,8 +329,8 @@ def _train(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     if "evaluate" in given:
         return _evaluate(arguments)
-    # torch then takes huge pages for large tensors, which come and go at every step: in small pages
-    # the kernel spends as long on them as some layers do. It looks once, at its first tensor.
+    # torch then takes huge pages for large tensors, which come and go at every step: fewer pages to
+    # map anew. It looks once, at its first tensor.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with needs_extra("train"):
         from bnn_ext.training import files, recipes, train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,18 +24,29 @@ QUANTIZERS = ("ste_sign", "swish_sign", "stochastic_sign", "magnitude_aware_sign
 
 
 @pytest.fixture
-def calls(monkeypatch) -> Iterator[list[str]]:
+def calls(monkeypatch) -> list[str]:
     """The products that ran on packed bits."""
+    return counted(monkeypatch, on_bits, "linear", "conv2d")
+
+
+@pytest.fixture
+def backward_calls(monkeypatch) -> list[str]:
+    """The gradients that came from packed bits."""
+    return counted(monkeypatch, gradients, "linear_input", "conv2d_input", "conv2d_weight")
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> list[str]:
+    """Grows by the name of a function of the module with each call of it."""
     found: list[str] = []
-    for name in ("linear", "conv2d"):
-        function = getattr(on_bits, name)
+    for name in names:
+        function = getattr(module, name)
 
         def counting(*args: Any, name: str = name, function: Any = function) -> Tensor:
             found.append(name)
             return function(*args)
 
-        monkeypatch.setattr(on_bits, name, counting)
-    yield found
+        monkeypatch.setattr(module, name, counting)
+    return found
 
 
 def results(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -112,21 +123,6 @@ def test_conv2d(level, calls, arguments, pad_value, memory_format):
 
             assert_same(make, torch.randn(size).contiguous(memory_format=memory_format))
     assert calls == 4 * ["conv2d"]
-
-
-@pytest.fixture
-def backward_calls(monkeypatch) -> Iterator[list[str]]:
-    """The gradients that came from packed bits."""
-    found: list[str] = []
-    for name in ("linear_input", "conv2d_input", "conv2d_weight"):
-        function = getattr(gradients, name)
-
-        def counting(*args: Any, name: str = name, function: Any = function) -> Tensor:
-            found.append(name)
-            return function(*args)
-
-        monkeypatch.setattr(gradients, name, counting)
-    yield found
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -328,6 +324,16 @@ def test_packed_evaluation_gives_the_same_bits(quantizer, calls):
     with pytest.raises(KeyError), bnn.packed_evaluation():
         raise KeyError
     model(x)
+    assert calls == []
+
+
+def test_packed_evaluation_takes_layers_as_they_are(calls):
+    """What cannot be packed is an error in training only: weights may be real for an evaluation."""
+    layer = bnn.BinaryLinear(4, 2, forward="packed").eval()
+    layer.weight_quantizer = None
+    x = torch.randn(3, 4)
+    with bnn.packed_evaluation():
+        assert torch.equal(layer(x), F.linear(quantizers.ste_sign(x), layer.weight) + layer.bias)
     assert calls == []
 
 

@@ -112,14 +112,14 @@ class _BinaryLayer(nn.Module):
             and of_weight is not None
             and (quantizers.gives_signs(of_weight) or hasattr(of_weight, "split"))
         )
-        if self.training_forward == "packed":
-            if not signs:
-                raise ValueError(
-                    f"forward='packed' needs quantizers that give ±1, found {of_input} for the "
-                    f"input and {of_weight} for the weight"
-                )
-            return on_bits.possible(input, weight)
-        return signs and on_bits.possible(input, weight) and on_bits.pays(input, weight, *geometry)
+        if not signs and self.training and self.training_forward == "packed":
+            raise ValueError(
+                f"forward='packed' needs quantizers that give ±1, found {of_input} for the "
+                f"input and {of_weight} for the weight"
+            )
+        if not signs or not on_bits.possible(input, weight):
+            return False
+        return self.training_forward == "packed" or on_bits.pays(input, weight, *geometry)
 
     def _backward_on_bits(self, input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
         """Whether the gradients of a product on packed bits come from packed bits as well."""

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "cpu/axis.h"
 #include "cpu/dot.h"
 #include "cpu/gather.h"
 #include "cpu/operators.h"
@@ -19,13 +20,6 @@ struct Conv {
   std::vector<Tensor> runs;
   std::vector<int64_t> shape;
   Dot dot;
-};
-
-struct Axis {
-  int64_t size, kernel, stride, padding, dilation, out;
-
-  // Where output `o` meets the kernel's tap.
-  int64_t at(int64_t o, int64_t tap) const { return o * stride - padding + tap * dilation; }
 };
 
 // Outputs [begin, end) see the kernel's taps [first, last).

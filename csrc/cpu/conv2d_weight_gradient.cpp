@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/permuted.h"
+#include "cpu/axis.h"
 #include "cpu/operators.h"
 #include "cpu/real.h"
 
@@ -17,17 +18,11 @@ constexpr int64_t kTileRows = 12;      // output channels that share a pass over
 constexpr int64_t kTileTables = 1536;  // tables at a time: 96 KiB at most
 constexpr int64_t kMostImages = kTileTables / kTileRows / kWordQuads * kWordBits;  // at a time
 
-struct Axis {
-  int64_t size, kernel, stride, padding, dilation, out;
-
-  // Where output `o` meets the kernel's tap.
-  int64_t at(int64_t o, int64_t tap) const { return o * stride - padding + tap * dilation; }
-};
-
 struct Conv {
   const Tensor& grad;
-  Tensor tiles;                     // of the inputs, an input channel being a row
-  int64_t images, groups, in, out;  // channels of a group
+  Tensor tiles;  // of the input, its channels in the place of a weight's output channels
+  int64_t images, groups;
+  int64_t in, out;  // channels of a group
   Axis vertical, horizontal;
 
   int64_t taps() const { return vertical.kernel * horizontal.kernel; }
