@@ -19,6 +19,7 @@ SMALL: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "binaryconnect_cnn": ({"width": 0.1}, CIFAR),
     "binaryconnect_mlp": ({"hidden": 40}, DIGIT),
     "birealnet18": ({"num_classes": 13, "width": 0.2}, IMAGE),
+    "bnn_mlp": ({"hidden": 40}, DIGIT),
     "brn": ({"blocks": 2, "width": 11}, CIFAR),
     "digits_cnn": ({}, (1, 8, 8)),
     "ebnn_alexnet": ({}, DIGIT),

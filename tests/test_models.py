@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ INPUTS = {
     "binaryconnect_mlp": DIGIT,
     "birealnet18": IMAGENET,
     "birealnet34": IMAGENET,
+    "bnn_mlp": DIGIT,
     "digits_cnn": (1, 8, 8),
     "ebnn_alexnet": DIGIT,
     "ebnn_convnet": DIGIT,
@@ -181,6 +183,7 @@ def norms(*channels: int) -> int:
             {},
             conv(1, 20, 5, True) + conv(20, 50, 5, True) + norms(20, 800) + 801 * 500 + 501 * 10,
         ),
+        ("bnn_mlp", {}, (784 + 2 * 4096 + 10) * 4096 + norms(4096, 4096, 4096, 10)),
         ("ebnn_convnet", {}, conv(1, 10, 3, True) + norms(10) + 361 * 10 + norms(10)),
         (
             "ebnn_alexnet",
@@ -234,6 +237,7 @@ SMALL: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "binaryconnect_mlp": ({"hidden": 32}, DIGIT),
     "birealnet18": ({"width": 0.25}, (3, 40, 33)),
     "birealnet34": ({"width": 0.25}, (3, 32, 32)),
+    "bnn_mlp": ({"hidden": 32}, DIGIT),
     "mlp_mnist_binary": ({"hidden": 32}, DIGIT),
     "reactnet18": ({"width": 0.25}, (3, 40, 33)),
     "reactnet_a": ({"width": 0.125}, (3, 33, 64)),
@@ -308,6 +312,21 @@ def test_mlp_drops_out_behind_the_last_hidden_layer():
     hidden = ["BinaryLinear", "BatchNorm1d", "Hardtanh"]
     last = ["BinaryLinear", "Dropout", "BatchNorm1d", "Hardtanh", "Linear"]
     assert kinds == ["Flatten", *hidden, *hidden, *last]
+
+
+def test_bnn_mlp_drops_out_in_front_of_every_layer():
+    model = models.bnn_mlp(hidden=1000, layers=2, dropout_in=0.3, dropout=0.6)
+    kinds = [type(module).__name__ for module in model]
+    assert kinds == ["Flatten", "Dropout", *3 * ["BinaryLinear", "BatchNorm1d"]]
+    image = torch.ones(1, 784)
+    assert 0.6 < (model[1](image) != 0).float().mean() < 0.8
+    for layer in model[4], model[6]:
+        assert 0.3 < (layer.input_quantizer(torch.ones(1000)) != 0).float().mean() < 0.5
+    for layer in layers(model, bnn.BinaryLinear):
+        assert layer.bias is None and layer.weight.abs().max() <= 1
+        assert layer.weight.std() > 0.5  # uniform on [-1, 1]: 0.577
+    plain = layers(models.bnn_mlp(hidden=8, dropout=0.0), bnn.BinaryLinear)
+    assert [layer.input_quantizer for layer in plain] == [None, *3 * [quantizers.ste_sign]]
 
 
 def test_a_binary_residual_block_is_its_formula():
@@ -393,7 +412,8 @@ def test_input_size(name):
 
 @of_argument("dropout")
 def test_dropout(name):
-    model = on_meta(name, dropout=0.25)
+    arguments = [argument for argument in ("dropout", "dropout_in") if has(name, argument)]
+    model = on_meta(name, **dict.fromkeys(arguments, 0.25))
     found = [layer.p for layer in layers(model, nn.Dropout)]
     found += [
         layer.input_quantizer.keywords["p"]
@@ -401,9 +421,9 @@ def test_dropout(name):
         if hasattr(layer.input_quantizer, "keywords")
     ]
     assert found and set(found) == {0.25}
-    for wrong in (-0.1, 1.5):
-        with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\], found"):
-            models.create(name, dropout=wrong)
+    for argument, wrong in itertools.product(arguments, (-0.1, 1.5)):
+        with pytest.raises(ValueError, match=rf"{argument} must be in \[0, 1\], found {wrong}"):
+            models.create(name, **{argument: wrong})
 
 
 def widths(model: nn.Module) -> list[int]:
@@ -425,6 +445,7 @@ def widths(model: nn.Module) -> list[int]:
         ("binaryconnect_cnn", {"width": 0.5}, [64, 64, 128, 128, 256, 256, 512, 512, 10]),
         ("binaryconnect_mlp", {"hidden": 30, "layers": 2}, [30, 30, 10]),
         ("mlp_mnist_binary", {"hidden": 30, "layers": 1}, [30, 10]),
+        ("bnn_mlp", {"hidden": 30, "layers": 2}, [30, 30, 10]),
         ("binary_dense_mlp", {"hidden": (30, 20, 40)}, [30, 20, 40, 10]),
         ("ebnn_convnet", {"filters": 3}, [3, 10]),
         ("ebnn_alexnet", {"filters": 3}, [3, 3, 3, 3, 3, 10]),

@@ -28,7 +28,7 @@ from bnn_ext.models.brn import (
     stebrn,
 )
 from bnn_ext.models.ebnn import ebnn_alexnet, ebnn_convnet
-from bnn_ext.models.mlp import binary_dense_mlp, mlp_mnist_binary
+from bnn_ext.models.mlp import binary_dense_mlp, bnn_mlp, mlp_mnist_binary
 from bnn_ext.models.reactnet import reactnet18, reactnet_a
 from bnn_ext.models.resnet import resnet, resnet_binary
 from bnn_ext.models.small_cnn import digits_cnn, mnist_cnn
@@ -49,6 +49,7 @@ __all__ = [
     "binaryconnect_mlp",
     "birealnet18",
     "birealnet34",
+    "bnn_mlp",
     "brn",
     "create",
     "digits_cnn",
