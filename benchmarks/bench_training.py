@@ -21,7 +21,7 @@ import torch
 import yaml
 from run import RESULTS, cpu_folder, cpu_name
 
-from bnn_ext.training import recipes
+from bnn_ext.training import memory, recipes
 from bnn_ext.training.run_plots import plot_runs
 from bnn_ext.training.settings import Settings
 from bnn_ext.training.train import evaluate, train
@@ -182,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(chosen.names) - set(EXPERIMENTS):
         options.error(f"NAME must be of {', '.join(EXPERIMENTS)}, found {', '.join(unknown)}")
     torch.set_num_threads(chosen.threads)
+    memory.keep_freed()
     for name in chosen.names:
         result = run(name, chosen)
         least = "" if result["least"] is None else f", should be at least {result['least']:.2%}"

@@ -329,16 +329,14 @@ def _train(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     if "evaluate" in given:
         return _evaluate(arguments)
-    # torch then takes huge pages for large tensors, which come and go at every step: fewer pages to
-    # map anew. It looks once, at its first tensor.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with needs_extra("train"):
-        from bnn_ext.training import files, recipes, train
+        from bnn_ext.training import files, memory, recipes, train
         from bnn_ext.training.settings import Settings, read_config
 
     gpus = _gpus(given.get("gpus"))
     if len(gpus) > 1 and "WORLD_SIZE" not in os.environ:
         _start_processes(gpus)
+    memory.keep_freed()
     settings = Settings()
     resume: Path | None = given.get("resume")
     if resume is not None:
@@ -390,8 +388,9 @@ def _start_processes(gpus: list[int]) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     with needs_extra("train"):
-        from bnn_ext.training import evaluate
+        from bnn_ext.training import evaluate, memory
 
+    memory.keep_freed()
     settings = ("dataset", "preprocessing", "input_size", "loss")
     given = vars(arguments)
     result = evaluate(

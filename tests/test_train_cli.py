@@ -15,7 +15,7 @@ import torch
 from image_files import write_mnist
 
 from bnn_ext import cli
-from bnn_ext.training import files, recipes
+from bnn_ext.training import files, memory, recipes
 from bnn_ext.training.run_plots import read_run
 
 SMALL = ["--model", "binary_dense_mlp", "--model-config", "{'hidden': [16]}", "-b", "100"]
@@ -45,13 +45,12 @@ def test_train_says_what_it_does(tmp_path, capsys):
         assert text in captured.out
 
 
-def test_train_asks_for_huge_pages_unless_told_otherwise(monkeypatch, capsys):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    assert cli.main(["train", "--model", "unknown"]) == 2
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
-    assert cli.main(["train", "--model", "unknown"]) == 2
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+@pytest.mark.parametrize("command", [["train", "--model", "unknown"], ["evaluate", "missing"]])
+def test_what_runs_models_keeps_memory(command, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(memory, "keep_freed", lambda: calls.append("keep_freed"))
+    assert cli.main(command) == 2
+    assert calls == ["keep_freed"]
 
 
 def test_evaluate_convert_and_evaluate_again(digits_run, tmp_path, capsys):
