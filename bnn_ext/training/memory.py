@@ -13,7 +13,7 @@ def keep_freed() -> None:
 
     Large tensors come and go in every step. By itself glibc takes each one from the kernel and
     gives it back; mapping their pages anew then takes as long as the layers of a wide network. The
-    process needs about a quarter more memory in exchange. Does nothing without glibc.
+    process needs up to a third more memory in exchange. Does nothing without glibc.
 
     Source: mallopt(3).
     """
