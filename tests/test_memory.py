@@ -19,7 +19,7 @@ def resident():
 
 {call}
 before = resident()
-for _ in range(3):
+for _ in range(8):
     torch.ones(1 << 26)
 print(resident() - before)
 """
@@ -32,4 +32,5 @@ def test_keep_freed():
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert kept("") < 32
-    assert 256 <= kept("memory.keep_freed()") < 256 + 32  # one tensor's, which all three shared
+    # The eight share one tensor's memory, or two where a small block came to lie in the first's.
+    assert 256 <= kept("memory.keep_freed()") < 2 * 256 + 32

@@ -586,9 +586,9 @@ def test_parts_of_brn_in_order():
 def test_every_argument_is_tested():
     tested = {
         "batch_norm", "bias", "binary_ends", "binary_input", "binary_shortcuts", "blocks",
-        "depth", "dropout", "eps", "filters", "hidden", "in_channels", "in_features", "inflate",
-        "input_quantizer", "input_size", "layers", "layout", "momentum", "num_classes", "prelu",
-        "scale", "shift", "stochastic", "weight_quantizer", "widen", "width",
+        "depth", "dropout", "dropout_in", "eps", "filters", "hidden", "in_channels", "in_features",
+        "inflate", "input_quantizer", "input_size", "layers", "layout", "momentum", "num_classes",
+        "prelu", "scale", "shift", "stochastic", "weight_quantizer", "widen", "width",
     }  # fmt: skip
     arguments = {
         key for name in NAMES for key in inspect.signature(getattr(models, name)).parameters
