@@ -7,6 +7,7 @@
 namespace bnn_ext {
 
 enum class FloatType { kFloat, kHalf, kBFloat16 };
+constexpr size_t size_of(FloatType type) { return type == FloatType::kFloat ? 4 : 2; }
 
 // One elementwise operation on every value y, in float, rounded once. The numbers are those of
 // bnn_ext/ops/epilogue.py.

@@ -76,17 +76,33 @@ std::vector<Piece> cut(const std::vector<Region>& regions) {
 
 // Weights that a layer reads for the first time come from far away, since the layers before it have
 // filled the caches with theirs. So each piece asks for its share of the next chunk's.
-void prefetch(const Word* words, int64_t count, int64_t part, int64_t parts) {
+void prefetch_weights(const Word* words, int64_t count, int64_t part, int64_t parts) {
   constexpr int64_t kLineWords = 64 / sizeof(Word);
   const int64_t lines = count / kLineWords;
   for (int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
     __builtin_prefetch(words + line * kLineWords);
 }
 
+// The values that sums become, if not bits: [positions, channels] of `size` bytes each.
+struct Results {
+  const void* values;
+  int64_t channels;
+  size_t size;
+};
+
+// A large result lies in no cache. So a tile asks for its lines before its products.
+void prefetch_results(const Results& results, int64_t position, int64_t channel, int64_t count) {
+  constexpr int64_t kLine = 64;
+  const char* first = static_cast<const char*>(results.values) +
+                      (position * results.channels + channel) * results.size;
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(results.size); byte += kLine)
+    __builtin_prefetch(first + byte, 1);
+}
+
 // Computes every sum and gives it to store(const SumTile&). Calls come from several threads, each
 // result exactly once.
 template <typename Store>
-void run(const Dot& dot, const Store& store) {
+void run(const Dot& dot, const Results& results, const Store& store) {
   const Kernels& level = kernels();
   const std::vector<Piece> pieces = cut(dot.regions);
   const int64_t piece_count = pieces.size();
@@ -108,32 +124,37 @@ void run(const Dot& dot, const Store& store) {
           const int64_t group = task / piece_count / chunks % dot.groups;
           const int64_t image = task / piece_count / chunks / dot.groups;
           const int64_t first_block = chunk * kTileBlocks;
+          const int64_t first_channel = group * dot.out_channels + first_block * kBlock;
           const int64_t channels = std::min(kTileChannels, dot.out_channels - first_block * kBlock);
 
           const Region& region = *piece.region;
-          const Word* input =
-              dot.input + image * dot.image_words + group * dot.group_words + region.input;
-          const int64_t output = image * dot.positions + region.output;
-          int64_t row = piece.first / region.width, column = piece.first % region.width;
+          const int64_t first_row = piece.first / region.width;
+          int64_t column = piece.first % region.width;
+          const Word* row = dot.input + image * dot.image_words + group * dot.group_words +
+                            region.input + first_row * region.input_row;
+          int64_t output = image * dot.positions + region.output + first_row * region.output_row;
           for (int64_t i = 0; i < piece.count; ++i) {
-            windows[i] = input + row * region.input_row + column * region.input_column;
-            positions[i] = output + row * region.output_row + column * region.output_column;
+            windows[i] = row + column * region.input_column;
+            positions[i] = output + column * region.output_column;
             if (++column == region.width) {
               column = 0;
-              ++row;
+              row += region.input_row;
+              output += region.output_row;
             }
           }
           const Word* weight = region.tiles + (group * blocks + first_block) * dot.block_words;
           if (chunk + 1 < chunks) {
             const int64_t next_blocks = std::min(kTileBlocks, blocks - first_block - kTileBlocks);
-            prefetch(weight + kTileBlocks * dot.block_words, next_blocks * dot.block_words,
-                     task % piece_count, piece_count);
+            prefetch_weights(weight + kTileBlocks * dot.block_words, next_blocks * dot.block_words,
+                             task % piece_count, piece_count);
           }
+          if (results.values)
+            for (int64_t i = 0; i < piece.count; ++i)
+              prefetch_results(results, positions[i], first_channel, channels);
           level.dot.dot({windows, piece.count, dot.steps.data() + region.first_step,
                          region.step_count, region.step_words, weight, dot.block_words,
                          (channels + kBlock - 1) / kBlock, region.k, sums});
-          store({sums, positions, piece.count, group * dot.out_channels + first_block * kBlock,
-                 channels});
+          store({sums, positions, piece.count, first_channel, channels});
         }
       });
 }
@@ -145,7 +166,7 @@ Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape) {
   shape.push_back(channels);
   const Tensor out = new_tensor(shape, ScalarType::Int);
   int32_t* to = mutable_data<int32_t>(out);
-  run(dot, [&](const SumTile& tile) {
+  run(dot, {to, channels, sizeof *to}, [&](const SumTile& tile) {
     for (int64_t i = 0; i < tile.window_count; ++i)
       std::memcpy(to + tile.positions[i] * channels + tile.first_channel,
                   tile.sums + i * kTileChannels, tile.channels * sizeof(int32_t));
@@ -165,7 +186,9 @@ std::vector<Tensor> dot_fused(const Room& room, const Dot& dot, std::vector<int6
   const FusedOutputs outputs(room, shape, operations, operands, dtype, threshold, flip,
                              whole_words);
   const EpilogueKernels& level = kernels().epilogue;
-  run(dot, [&](const SumTile& tile) { level.floats(outputs.epilogue(), tile); });
+  const Epilogue& epilogue = outputs.epilogue();
+  const Results results = {epilogue.floats, epilogue.channels, size_of(epilogue.type)};
+  run(dot, results, [&](const SumTile& tile) { level.floats(epilogue, tile); });
   return outputs.results();
 }
 
@@ -215,7 +238,7 @@ Tensor dot_bits(const Dot& dot, std::vector<int64_t> shape, const Tensor& thresh
   const Tensor out = new_tensor(shape, ScalarType::Int);
   const Thresholds compared = {at_least.data(), invert.data(), channels, mutable_data<Word>(out)};
   const EpilogueKernels& level = kernels().epilogue;
-  run(dot, [&](const SumTile& tile) { level.thresholds(compared, tile); });
+  run(dot, {}, [&](const SumTile& tile) { level.thresholds(compared, tile); });
   return out;
 }
 

@@ -45,172 +45,215 @@ inline HalfVector to_halves(FloatVector values, FloatType type) {
   return halves;
 }
 
-// Rows of a tile go through their steps in pieces of kVectors vectors: a whole row is one piece, a
-// shorter one is cut into single vectors. `lanes` of a piece are channels; those past the last one
-// hold anything. The values stay in registers, since no call takes their address.
+// A tile goes through the steps one by one and stays in the L1 cache meanwhile. So what to do is
+// decided once for all its windows, and what a channel's step needs stays in registers.
 constexpr int kRowVectors = kTileChannels / kLanes;
+using Row = float[kTileChannels];  // the values of a window, any from tile.channels on
 
-struct Piece {
-  int64_t index;    // of its first value in a map
-  int64_t channel;  // its first one
-  int64_t lanes;
-};
+inline FloatVector vector_of(const float* row, int v) {
+  return load_vector<FloatVector>(row + v * kLanes);
+}
 
-// What lies at `from`, or a copy in `room` where that ends before the last vector does.
-template <int kVectors, typename T>
-inline const T* readable(const T* from, int64_t lanes, T* room) {
-  if (lanes == kVectors * kLanes) return from;
-  __builtin_memcpy(room, from, lanes * sizeof(T));
+// What a map has for `channels` neighbouring outputs from `index` on: there, or in `room`.
+inline const float* map_row(const Map& map, int64_t index, int64_t channels, Row& room) {
+  if (map.type == FloatType::kFloat) {
+    const float* from = static_cast<const float*>(map.values) + index;
+    if (channels == kTileChannels) return from;
+    __builtin_memcpy(room, from, channels * sizeof *from);
+    return room;
+  }
+  const uint16_t* from = static_cast<const uint16_t*>(map.values) + index;
+  uint16_t copy[kTileChannels];
+  if (channels < kTileChannels) {
+    __builtin_memcpy(copy, from, channels * sizeof *from);
+    from = copy;
+  }
+  for (int v = 0; v < kRowVectors; ++v)
+    store_vector(room + v * kLanes,
+                 to_floats(load_vector<HalfVector>(from + v * kLanes), map.type));
   return room;
 }
 
-template <int kVectors>
-inline void load(const Map& map, const Piece& piece, FloatVector* y) {
-  if (map.type == FloatType::kFloat) {
-    float room[kVectors * kLanes];
-    const float* from =
-        readable<kVectors>(static_cast<const float*>(map.values) + piece.index, piece.lanes, room);
-    for (int v = 0; v < kVectors; ++v) y[v] = load_vector<FloatVector>(from + v * kLanes);
+struct Tile {
+  const Epilogue& epilogue;
+  const SumTile& sums;
+
+  // Where a window's values lie in maps.
+  int64_t index(int64_t i) const {
+    return sums.positions[i] * epilogue.channels + sums.first_channel;
+  }
+  // A value for each channel, readable up to a multiple of kBlock.
+  void load(const float* channels, FloatVector (&x)[kRowVectors]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < kRowVectors; ++v) {
+      const bool readable = v * kLanes / kBlock * kBlock < sums.channels;
+      x[v] = readable ? load_vector<FloatVector>(channels + sums.first_channel + v * kLanes)
+                      : FloatVector{};
+    }
+  }
+};
+
+// y = rule(y) for all values
+template <typename Rule>
+inline void apply_rule(const Tile& tile, Row* values, Rule rule) {
+  for (int64_t i = 0; i < tile.sums.window_count; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kRowVectors; ++v)
+      store_vector(values[i] + v * kLanes, rule(vector_of(values[i], v)));
+}
+
+// y = rule(y, x) for all values, x being the operand's
+template <typename Rule>
+inline void apply_rule(const Operand& operand, const Tile& tile, Row* values, Rule rule) {
+  if (operand.map.values) {
+    for (int64_t i = 0; i < tile.sums.window_count; ++i) {
+      Row room;
+      const float* x = map_row(operand.map, tile.index(i), tile.sums.channels, room);
+#pragma GCC unroll 4
+      for (int v = 0; v < kRowVectors; ++v)
+        store_vector(values[i] + v * kLanes, rule(vector_of(values[i], v), vector_of(x, v)));
+    }
     return;
   }
-  uint16_t room[kVectors * kLanes];
-  const uint16_t* from =
-      readable<kVectors>(static_cast<const uint16_t*>(map.values) + piece.index, piece.lanes, room);
-  for (int v = 0; v < kVectors; ++v)
-    y[v] = to_floats(load_vector<HalfVector>(from + v * kLanes), map.type);
+  FloatVector x[kRowVectors];
+  tile.load(operand.channels, x);
+  for (int64_t i = 0; i < tile.sums.window_count; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kRowVectors; ++v)
+      store_vector(values[i] + v * kLanes, rule(vector_of(values[i], v), x[v]));
 }
 
-// Rounds the values of half precision in `y` too.
-template <int kVectors>
-inline void store(const Epilogue& epilogue, const Piece& piece, FloatVector* y) {
-  const bool whole = piece.lanes == kVectors * kLanes;
-  if (epilogue.type == FloatType::kFloat) {
-    float* to = static_cast<float*>(epilogue.floats) + piece.index;
-    float room[kVectors * kLanes];
-    float* all = whole ? to : room;
-    for (int v = 0; v < kVectors; ++v) store_vector(all + v * kLanes, y[v]);
-    if (!whole) __builtin_memcpy(to, room, piece.lanes * sizeof *to);
-    return;
-  }
-  HalfVector rounded[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    rounded[v] = to_halves(y[v], epilogue.type);
-    y[v] = to_floats(rounded[v], epilogue.type);
-  }
-  uint16_t* to = static_cast<uint16_t*>(epilogue.floats) + piece.index;
-  __builtin_memcpy(to, rounded, whole ? sizeof rounded : piece.lanes * sizeof *to);
+inline void multiply_add(const Operand& operand, const Tile& tile, Row* values) {
+  FloatVector x[kRowVectors], addend[kRowVectors];
+  tile.load(operand.channels, x);
+  tile.load(operand.addend, addend);
+  for (int64_t i = 0; i < tile.sums.window_count; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kRowVectors; ++v)
+      store_vector(values[i] + v * kLanes,
+                   fused_multiply_add(vector_of(values[i], v), x[v], addend[v]));
 }
 
-template <int kVectors>
-inline void round_to(FloatType type, FloatVector* y) {
-  for (int v = 0; v < kVectors; ++v) y[v] = to_floats(to_halves(y[v], type), type);
-}
-
-template <int kVectors>
-inline void apply(const Operand& operand, const Piece& piece, FloatVector* y) {
-  FloatVector x[kVectors] = {};
-  if (operand.map.values)
-    load<kVectors>(operand.map, piece, x);
-  else if (operand.channels)
-    for (int v = 0; v < kVectors; ++v)
-      x[v] = load_vector<FloatVector>(operand.channels + piece.channel + v * kLanes);
+void apply(const Operand& operand, const Tile& tile, Row* values) {
+  using V = FloatVector;
   switch (operand.operation) {
     case Operation::kMultiply:
-      for (int v = 0; v < kVectors; ++v) y[v] *= x[v];
-      break;
+      return apply_rule(operand, tile, values, [](V y, V x) { return y * x; });
     case Operation::kAdd:
-      for (int v = 0; v < kVectors; ++v) y[v] += x[v];
-      break;
+      return apply_rule(operand, tile, values, [](V y, V x) { return y + x; });
     case Operation::kPrelu:
-      for (int v = 0; v < kVectors; ++v) y[v] = y[v] > 0.0f ? y[v] : y[v] * x[v];
-      break;
+      return apply_rule(operand, tile, values, [](V y, V x) { return y > 0.0f ? y : y * x; });
     case Operation::kMaximum:
-      for (int v = 0; v < kVectors; ++v) y[v] = y[v] < x[v] ? x[v] : y[v];
-      break;
+      return apply_rule(operand, tile, values, [](V y, V x) { return y < x ? x : y; });
     case Operation::kMinimum:
-      for (int v = 0; v < kVectors; ++v) y[v] = y[v] > x[v] ? x[v] : y[v];
-      break;
+      return apply_rule(operand, tile, values, [](V y, V x) { return y > x ? x : y; });
     case Operation::kMultiplyAdd:
-      for (int v = 0; v < kVectors; ++v)
-        y[v] = fused_multiply_add(
-            y[v], x[v], load_vector<FloatVector>(operand.addend + piece.channel + v * kLanes));
-      break;
+      return multiply_add(operand, tile, values);
     case Operation::kDivide:
-      for (int v = 0; v < kVectors; ++v) y[v] /= x[v];
-      break;
+      return apply_rule(operand, tile, values, [](V y, V x) { return y / x; });
     case Operation::kFloat16:
-      round_to<kVectors>(FloatType::kHalf, y);
-      break;
+      return apply_rule(tile, values, [](V y) {
+        return to_floats(to_halves(y, FloatType::kHalf), FloatType::kHalf);
+      });
     case Operation::kBFloat16:
-      round_to<kVectors>(FloatType::kBFloat16, y);
-      break;
+      return apply_rule(tile, values,
+                        [](V y) { return to_floats(to_bfloat16(y), FloatType::kBFloat16); });
   }
 }
 
-// One piece of values from its sums, or from a map, through all steps; floats are stored.
-template <int kVectors>
-inline void finish(const Epilogue& epilogue, const int32_t* sums, const Piece& piece,
-                   FloatVector* y) {
-  if (epilogue.input.values)
-    load<kVectors>(epilogue.input, piece, y);
-  else
-    for (int v = 0; v < kVectors; ++v)
-      y[v] = __builtin_convertvector(load_vector<IntVector>(sums + v * kLanes), FloatVector);
-  for (int64_t step = 0; step < epilogue.operand_count; ++step)
-    apply<kVectors>(epilogue.operands[step], piece, y);
-  if (epilogue.floats) store<kVectors>(epilogue, piece, y);
-}
-
-// Two words of comparisons, of a whole row in registers.
-inline void store_bits(const FloatVector* y, const float* threshold, const Word* flip, Word* out) {
-  const float* values = reinterpret_cast<const float*>(y);
-  for (int64_t word = 0; word < kTileChannels / kWordBits; ++word) {
-    const auto compared = [&](auto compare) {
-      const int64_t low = word * kWordBits, high = low + kPackLanes;
-      return bits_of(compare(load(values + low, kPackLanes), load(threshold + low, kPackLanes))) |
-             bits_of(compare(load(values + high, kPackLanes), load(threshold + high, kPackLanes)))
-                 << kPackLanes;
-    };
-    Word bits = compared([](const auto& a, const auto& b) { return at_least(a, b); });
-    if (flip && flip[word]) {
-      const Word flipped = compared([](const auto& a, const auto& b) { return at_most(a, b); });
-      bits = (bits & ~flip[word]) | (flipped & flip[word]);
+inline void begin(const Tile& tile, Row* values) {
+  for (int64_t i = 0; i < tile.sums.window_count; ++i) {
+    if (tile.epilogue.input.values) {
+      Row room;
+      const float* from = map_row(tile.epilogue.input, tile.index(i), tile.sums.channels, room);
+      for (int v = 0; v < kRowVectors; ++v)
+        store_vector(values[i] + v * kLanes, vector_of(from, v));
+    } else {
+      const int32_t* from = tile.sums.sums + i * kTileChannels;
+#pragma GCC unroll 4
+      for (int v = 0; v < kRowVectors; ++v)
+        store_vector(
+            values[i] + v * kLanes,
+            __builtin_convertvector(load_vector<IntVector>(from + v * kLanes), FloatVector));
     }
-    out[word] = bits;
   }
 }
 
-void floats(const Epilogue& epilogue, const SumTile& tile) {
-  const int64_t row_words = word_count(epilogue.channels);
-  const int64_t first_word = tile.first_channel / kWordBits;
-  const float* threshold = epilogue.bits ? epilogue.threshold + tile.first_channel : nullptr;
-  const Word* flip = epilogue.flip ? epilogue.flip + first_word : nullptr;
-  for (int64_t i = 0; i < tile.window_count; ++i) {
-    const int64_t position = tile.positions[i];
-    const int64_t index = position * epilogue.channels + tile.first_channel;
-    const int32_t* sums = tile.sums + i * kTileChannels;
-    Word* bits = epilogue.bits + position * row_words + first_word;
-    if (tile.channels == kTileChannels) {
-      FloatVector y[kRowVectors];
-      finish<kRowVectors>(epilogue, sums, {index, tile.first_channel, kTileChannels}, y);
-      if (epilogue.bits) store_bits(y, threshold, flip, bits);
+// Rounds the values too where the result is of half precision.
+inline void store(const Tile& tile, Row* values) {
+  const bool whole = tile.sums.channels == kTileChannels;
+  for (int64_t i = 0; i < tile.sums.window_count; ++i) {
+    if (tile.epilogue.type == FloatType::kFloat) {
+      float* to = static_cast<float*>(tile.epilogue.floats) + tile.index(i);
+      if (whole)
+        __builtin_memcpy(to, values[i], sizeof(Row));
+      else
+        __builtin_memcpy(to, values[i], tile.sums.channels * sizeof *to);
       continue;
     }
-    alignas(64) float row[kTileChannels];
-    for (int64_t lane = 0; lane < tile.channels; lane += kLanes) {
-      const int64_t left = tile.channels - lane;
-      FloatVector y[1];
-      finish<1>(epilogue, sums + lane,
-                {index + lane, tile.first_channel + lane, left < kLanes ? left : kLanes}, y);
-      store_vector(row + lane, y[0]);
+    uint16_t rounded[kTileChannels];
+    for (int v = 0; v < kRowVectors; ++v) {
+      const HalfVector halves = to_halves(vector_of(values[i], v), tile.epilogue.type);
+      store_vector(rounded + v * kLanes, halves);
+      store_vector(values[i] + v * kLanes, to_floats(halves, tile.epilogue.type));
     }
-    if (epilogue.bits)
-      pack_rows<float>({row, 1, tile.channels, kTileChannels, threshold, flip, bits, row_words});
+    uint16_t* to = static_cast<uint16_t*>(tile.epilogue.floats) + tile.index(i);
+    __builtin_memcpy(to, rounded, whole ? sizeof rounded : tile.sums.channels * sizeof *to);
   }
+}
+
+// bits = (values >= threshold) ^ invert for rows of whole words, whose bounds stay in registers.
+template <int kWords, typename T>
+void compare_rows(const T* values, const SumTile& tile, const T* threshold, const Word* invert,
+                  Word* bits, int64_t row_words) {
+  constexpr int kParts = kWordBits / kPackLanes;
+  const int64_t first_word = tile.first_channel / kWordBits;
+  decltype(load(threshold, kPackLanes)) bounds[kWords * kParts];
+#pragma GCC unroll 4
+  for (int part = 0; part < kWords * kParts; ++part)
+    bounds[part] = load(threshold + tile.first_channel + part * kPackLanes, kPackLanes);
+  for (int64_t i = 0; i < tile.window_count; ++i, values += kTileChannels) {
+    Word* out = bits + tile.positions[i] * row_words + first_word;
+#pragma GCC unroll 2
+    for (int word = 0; word < kWords; ++word) {
+      Word compared = invert ? invert[first_word + word] : 0;
+#pragma GCC unroll 2
+      for (int part = word * kParts; part < (word + 1) * kParts; ++part)
+        compared ^= bits_of(at_least(load(values + part * kPackLanes, kPackLanes), bounds[part]))
+                    << part % kParts * kPackLanes;
+      out[word] = compared;
+    }
+  }
+}
+
+void floats(const Epilogue& epilogue, const SumTile& sums) {
+  alignas(64) Row values[kTileWindows];
+  const Tile tile = {epilogue, sums};
+  begin(tile, values);
+  for (int64_t step = 0; step < epilogue.operand_count; ++step)
+    apply(epilogue.operands[step], tile, values);
+  if (epilogue.floats) store(tile, values);
+  if (!epilogue.bits) return;
+  const int64_t row_words = word_count(epilogue.channels);
+  if (!epilogue.flip && sums.channels == kTileChannels)
+    return compare_rows<kTileChannels / kWordBits>(values[0], sums, epilogue.threshold, nullptr,
+                                                   epilogue.bits, row_words);
+  const int64_t first_word = sums.first_channel / kWordBits;
+  const float* threshold = epilogue.threshold + sums.first_channel;
+  const Word* flip = epilogue.flip ? epilogue.flip + first_word : nullptr;
+  for (int64_t i = 0; i < sums.window_count; ++i)
+    pack_rows<float>({values[i], 1, sums.channels, kTileChannels, threshold, flip,
+                      epilogue.bits + sums.positions[i] * row_words + first_word, row_words});
 }
 
 void thresholds(const Thresholds& thresholds, const SumTile& tile) {
   const int64_t row_words = word_count(thresholds.channels);
+  if (tile.channels == kTileChannels)
+    return compare_rows<kTileChannels / kWordBits>(tile.sums, tile, thresholds.threshold,
+                                                   thresholds.invert, thresholds.bits, row_words);
+  if (tile.channels == kWordBits)
+    return compare_rows<1>(tile.sums, tile, thresholds.threshold, thresholds.invert,
+                           thresholds.bits, row_words);
   const int64_t first_word = tile.first_channel / kWordBits;
   for (int64_t i = 0; i < tile.window_count; ++i) {
     Word* out = thresholds.bits + tile.positions[i] * row_words + first_word;
