@@ -66,6 +66,18 @@ def test_every_number_of_rows(level, rows):
     check_all_outputs(random_packed(rows, 100), random_packed(70, 100), 100)
 
 
+# Past the longest rows whose products are looked up; 48 outputs behind the first 64 are enough to.
+@pytest.mark.parametrize("words", range(1, 27))
+def test_short_rows_of_any_agreement(level, words):
+    k = 32 * words - 3
+    signs, weights = torch.randn(11, k), torch.randn(112, k)
+    signs[3], signs[7] = weights[1], -weights[100]
+    input, weight = reference.pack(signs), reference.pack(weights)
+    check_all_outputs(input, weight, k)
+    sums = ops.linear(input, weight, k)
+    assert (sums[3, 1], sums[7, 100]) == (k, -k)
+
+
 @settings(max_examples=40)
 @given(
     batch=st.lists(st.integers(0, 4), max_size=3),

@@ -14,6 +14,7 @@
 //   Count                  popcounts of the carries out of the last plane:
 //     add(carries)         counts 2^kPlanes for every bit, at most kCapacity times
 //     store(planes, base, sums)  sums = base - 2 * (popcounts so far and those of the planes)
+//   dot_short(tile)        does a tile of short windows if there is a faster way than all this
 //   kLanes, kPlanes        adders in a row: 2^kPlanes words yield one carry
 //   kRows, kVectors        windows and vectors of channels in registers at once
 //
@@ -188,6 +189,7 @@ void dot_steps(const DotTile& tile) {
 }
 
 void dot(const DotTile& tile) {
+  if (dot_short(tile)) return;
   if (tile.step_words == 4)
     dot_steps<4>(tile);
   else if (tile.step_words == 2)

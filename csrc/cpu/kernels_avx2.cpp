@@ -10,6 +10,7 @@ namespace bnn_ext::cpu {
 namespace {
 
 constexpr int kLanes = 8, kPlanes = 3, kRows = 1, kVectors = 2, kCapacity = 31;
+constexpr int64_t kNibbleWords = 24;
 
 #include "cpu/bits_vector.inl"
 
@@ -28,6 +29,16 @@ inline __m256i popcount_bytes(Bits bits) {
   const __m256i low = _mm256_and_si256(x, nibble);
   const __m256i high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
   return _mm256_add_epi8(_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high));
+}
+
+inline Bits look_up(const uint8_t (&table)[16], Bits nibbles) {
+  const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+  return reinterpret_cast<Bits>(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries),
+                                                    reinterpret_cast<__m256i>(nibbles)));
+}
+inline Bits add_bytes(Bits a, Bits b) {
+  return reinterpret_cast<Bits>(
+      _mm256_add_epi8(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 }
 
 inline Bits popcount_step(Bits bytes, Bits a, Bits w) {
@@ -70,6 +81,7 @@ inline __m256 fused_multiply_add(__m256 y, __m256 factor, __m256 addend) {
 
 // Each uses what those before it define.
 // clang-format off
+#include "cpu/nibble_body.inl"
 #include "cpu/dot_body.inl"
 #include "cpu/lanes_avx2.inl"
 #include "cpu/pack_body.inl"

@@ -11,6 +11,7 @@ namespace bnn_ext::cpu {
 namespace {
 
 constexpr int kPlanes = 4, kRows = 1, kVectors = 4, kCapacity = 31;
+constexpr int64_t kNibbleWords = 16;
 
 #include "cpu/bits_avx512.inl"
 
@@ -24,6 +25,12 @@ inline Bits popcount_bytes(Bits x) {
   const Bits high = _mm512_and_si512(_mm512_srli_epi16(x, 4), nibble);
   return _mm512_add_epi8(_mm512_shuffle_epi8(table, low), _mm512_shuffle_epi8(table, high));
 }
+
+inline Bits look_up(const uint8_t (&table)[16], Bits nibbles) {
+  const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), nibbles);
+}
+inline Bits add_bytes(Bits a, Bits b) { return _mm512_add_epi8(a, b); }
 
 inline Bits popcount_step(Bits bytes, Bits a, Bits w) {
   return _mm512_add_epi8(bytes, popcount_bytes<1>(xor_bits(a, w)));
@@ -52,6 +59,7 @@ struct Count {
 // Each uses what those before it define.
 // clang-format off
 #include "cpu/float_avx512.inl"
+#include "cpu/nibble_body.inl"
 #include "cpu/dot_body.inl"
 #include "cpu/lanes_avx512.inl"
 #include "cpu/pack_body.inl"

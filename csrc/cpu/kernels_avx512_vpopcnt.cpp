@@ -18,6 +18,8 @@ inline Bits popcount_step(Bits count, Bits a, Bits w) {
   return _mm512_add_epi32(count, _mm512_popcnt_epi32(xor_bits(a, w)));
 }
 
+inline bool dot_short(const DotTile&) { return false; }
+
 struct Count {
   // Written out: the implicit constructor would be compiled for the baseline.
   Count() : fours(_mm512_setzero_si512()) {}

@@ -25,6 +25,8 @@ inline Bits popcount_bytes(Bits x) {
 
 inline Bits popcount_step(Bits bytes, Bits a, Bits w) { return bytes + popcount_bytes(a ^ w); }
 
+inline bool dot_short(const DotTile&) { return false; }
+
 struct Count {
   // A byte grows by at most 8.
   void add(Bits carries) { bytes += popcount_bytes(carries); }

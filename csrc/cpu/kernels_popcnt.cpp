@@ -26,6 +26,8 @@ inline Bits popcount_step(Bits count, Bits a, Bits w) {
   return count;
 }
 
+inline bool dot_short(const DotTile&) { return false; }
+
 struct Count {
   void add(Bits carries) {
     for (int lane = 0; lane < kLanes; ++lane) last[lane] += __builtin_popcount(carries[lane]);
