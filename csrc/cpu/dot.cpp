@@ -75,7 +75,8 @@ std::vector<Piece> cut(const std::vector<Region>& regions) {
 }
 
 // Weights that a layer reads for the first time come from far away, since the layers before it have
-// filled the caches with theirs. So each piece asks for its share of the next chunk's.
+// filled the caches with theirs. So each piece asks for its share of the next chunk's, unless it is
+// the only one: then all of them stream by once, which the CPU's own prefetchers see.
 void prefetch_weights(const Word* words, int64_t count, int64_t part, int64_t parts) {
   constexpr int64_t kLineWords = 64 / sizeof(Word);
   const int64_t lines = count / kLineWords;
@@ -143,7 +144,7 @@ void run(const Dot& dot, const Results& results, const Store& store) {
             }
           }
           const Word* weight = region.tiles + (group * blocks + first_block) * dot.block_words;
-          if (chunk + 1 < chunks) {
+          if (chunk + 1 < chunks && piece_count > 1) {
             const int64_t next_blocks = std::min(kTileBlocks, blocks - first_block - kTileBlocks);
             prefetch_weights(weight + kTileBlocks * dot.block_words, next_blocks * dot.block_words,
                              task % piece_count, piece_count);
