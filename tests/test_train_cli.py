@@ -158,11 +158,14 @@ def test_mistakes_give_one_line_and_status_2(arguments, message, capsys):
     assert captured.out == ""
 
 
-def test_a_converted_network_needs_the_data_set(digits_run, tmp_path, capsys):
-    assert cli.main(["convert", str(digits_run), "-o", str(tmp_path / "model.bnn")]) == 0
+def test_a_converted_network_needs_the_data_set_and_the_images_size(digits_run, tmp_path, capsys):
+    converted = str(tmp_path / "model.bnn")
+    assert cli.main(["convert", str(digits_run), "-o", converted]) == 0
     capsys.readouterr()
-    assert cli.main(["evaluate", str(tmp_path / "model.bnn")]) == 2
+    assert cli.main(["evaluate", converted]) == 2
     assert "dataset must be given" in capsys.readouterr().err
+    assert cli.main(["evaluate", converted, "--dataset", "digits", "--input-size", "9"]) == 2
+    assert "does not take 1x9x9 images (input_size scales them): " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--model-config", "--method-config"])

@@ -269,7 +269,9 @@ def _require_fit(
         with torch.inference_mode():
             logits = network(torch.zeros(1, *image))
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} does not take {_times(image)} images: {error}") from error
+        raise ValueError(
+            f"{path} does not take {_times(image)} images (input_size scales them): {error}"
+        ) from error
     if logits.shape != (1, num_classes):
         raise ValueError(
             f"{path} must give {num_classes} logits an image, found shape {tuple(logits.shape)}"
