@@ -707,6 +707,20 @@ def test_contexts(context):
     assert_same_outputs(model, fast, x)
 
 
+def test_converted_in_inference_mode():
+    """The same network as outside of it, of ordinary tensors."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), bnn.BinaryConv2d(8, 5, 3)).eval()
+    x = torch.randn(MAP)
+    with torch.inference_mode():
+        fast = bnn_ext.convert(copy.deepcopy(model), x.clone())
+        assert [type(step).__name__ for step in fast.steps] == [
+            type(step).__name__ for step in bnn_ext.convert(model, x).steps
+        ]
+    assert not any(buffer.is_inference() for buffer in fast.buffers())
+    fast.load_state_dict(bnn_ext.convert(model, x).state_dict())
+    assert torch.equal(fast(x), bnn_ext.convert(model, x)(x))
+
+
 # --- arguments ------------------------------------------------------------------------------------
 
 

@@ -109,11 +109,13 @@ def _one_more(x: Tensor) -> Tensor:
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor], keep_values: bool) -> Capture:
-    model = copy.deepcopy(model)  # foreign layers write into their parameters
-    recorder = _Recorder(model, keep_values)
-    arguments = [recorder.input(x.clone()) for x in inputs]  # models may work in place
-    with torch.inference_mode(False), torch.no_grad(), recorder.following_modules(model), recorder:
-        outputs = model(*arguments)
+    # Tensors that are made in inference mode run other operators, also outside of it.
+    with torch.inference_mode(False), torch.no_grad():
+        model = copy.deepcopy(model)  # foreign layers write into their parameters
+        recorder = _Recorder(model, keep_values)
+        arguments = [recorder.input(x.clone()) for x in inputs]  # models may work in place
+        with recorder.following_modules(model), recorder:
+            outputs = model(*arguments)
     flat, spec = pytree.tree_flatten(outputs)
     for value in flat:
         if not isinstance(value, Tensor):

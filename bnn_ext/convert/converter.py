@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -55,9 +56,10 @@ def convert(
             layers round in another order only a different prediction.
         real_layers: "fused" runs layers with a real input and binary weights by our kernels, whose
             float32 sums are rounded in another order than torch's, takes BatchNorm into real layers
-            and thresholds behind them: an activation within rounding of its threshold can fall on
-            the other side. "torch" lets torch sum all real values as in the model, so that all
-            outputs are the same, bit for bit, for inputs in the memory format of the examples.
+            and thresholds behind them, and multiplies matrices where real convolutions are 1x1: an
+            activation within rounding of its threshold can fall on the other side. "torch" lets
+            torch sum all real values as in the model, so that all outputs are the same, bit for
+            bit, for inputs in the memory format of the examples.
 
     Returns:
         A module with the same inputs and outputs as the model.
@@ -79,11 +81,12 @@ def convert(
             )
     given = example_inputs is not None
     inputs = checked_inputs(example_inputs) if given else example_for(model)
-    try:
-        captured = capture(model, inputs)
-        fast = _converted(captured, real_layers == "torch")
-    except CaptureError as error:
-        fast = _whole(model, len(inputs), str(error))
+    with torch.inference_mode(False), torch.no_grad():  # buffers are to be ordinary tensors
+        try:
+            captured = capture(model, inputs)
+            fast = _converted(captured, real_layers == "torch")
+        except CaptureError as error:
+            fast = _whole(model, len(inputs), str(error))
     if verify and given:
         verification = run_verify(model, fast, inputs)
         fast.report.verification = verification
