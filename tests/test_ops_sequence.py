@@ -18,6 +18,7 @@ from bnn_ext.ops import Call, Sequence
 from bnn_ext.ops.sequence import _NAMES as NAMES
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+BY_TORCH = {"permute": torch.permute, "torch_linear": torch.nn.functional.linear}
 
 
 def one_by_one(inputs: dict[str, Tensor], calls: list[Call], outputs: list[str]) -> list[Tensor]:
@@ -37,7 +38,7 @@ def one_by_one(inputs: dict[str, Tensor], calls: list[Call], outputs: list[str])
             arguments["steps"] = [
                 (name, *map(resolved, operands)) for name, *operands in call.arguments["steps"]
             ]
-        wrapper = torch.permute if call.operator == "permute" else getattr(ops, call.operator)
+        wrapper = BY_TORCH.get(call.operator) or getattr(ops, call.operator)
         results = wrapper(**arguments)
         results = results if isinstance(results, tuple) else (results,)
         values |= {
@@ -203,6 +204,11 @@ class Network:
                         pool, self.name(), input=floats, kernel_size=(2, 2), ceil_mode=True
                     )
                     self.size = [-(-side // 2) for side in self.size]
+                weight, bias = torch.randn(9, out), torch.randn(9)
+                (floats,) = self.add(
+                    "torch_linear", self.name(), input=floats, weight=weight, bias=bias
+                )
+                self.channels = 9
                 self.residual = None
             nchw = self.name()
             self.calls.append(Call("permute", {"input": floats, "dims": (0, 3, 1, 2)}, (nchw,)))

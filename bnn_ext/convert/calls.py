@@ -18,6 +18,7 @@ from bnn_ext.convert import ir
 from bnn_ext.convert.ir import aten
 from bnn_ext.convert.network import Node, Origin
 from bnn_ext.nn import packed
+from bnn_ext.nn.pointwise import PointwiseConv2d
 from bnn_ext.nn.pooling import RealAvgPool2d, RealMaxPool2d, RealPool
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, call_name, to_json
 
@@ -95,6 +96,9 @@ class Calls:
         if self.pools(node):
             self.pool(node)
             return
+        if not self.exact and _is_pointwise(node):
+            self.pointwise(node)
+            return
         target, args, kwargs = _in_torch(node)
         inputs: list[str] = []
         tensors: dict[str, Tensor] = {}
@@ -146,6 +150,14 @@ class Calls:
 
     def pool(self, node: GraphNode) -> None:
         module: RealPool = _POOLS[node.target](**_pool_arguments(node))
+        source = self.float_value(node.args[0])
+        self.channels_last.add(self.add_floats(node, module, (source,)))
+
+    def pointwise(self, node: GraphNode) -> None:
+        weight, bias = map(ir.tensor_of, node.args[1:3])
+        assert weight is not None
+        module = PointwiseConv2d(weight.flatten(1), bias)
+        self.result.rounds = True
         source = self.float_value(node.args[0])
         self.channels_last.add(self.add_floats(node, module, (source,)))
 
@@ -205,6 +217,22 @@ class Calls:
             found = f"{name}.{count}"
         self.names.add(found)
         return found
+
+
+def _is_pointwise(node: GraphNode) -> bool:
+    """Whether it is a convolution of maps with a constant weight, 1x1 at every place."""
+    if node.target != aten.convolution.default:
+        return False
+    _, weight, bias, stride, padding, _, transposed, _, groups = node.args
+    tensor = ir.tensor_of(weight)
+    return (
+        tensor is not None
+        and tensor.shape[2:] == (1, 1)
+        and not ir.is_variable(bias)
+        and (list(stride), list(padding)) == ([1, 1], [0, 0])
+        and not transposed
+        and groups == 1
+    )
 
 
 def _reads_part(node: GraphNode) -> bool:

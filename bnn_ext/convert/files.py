@@ -37,7 +37,7 @@ from torch.utils import _pytree as pytree
 from bnn_ext.convert import files_v1
 from bnn_ext.convert.network import Node, PackedNetwork
 from bnn_ext.convert.report import Report
-from bnn_ext.nn import fused, packed, pooling, real_inputs, torch_calls
+from bnn_ext.nn import fused, packed, pointwise, pooling, real_inputs, torch_calls
 
 VERSION = 2
 _KEY = "bnn_ext"  # of our JSON in the safetensors metadata
@@ -58,6 +58,7 @@ _KINDS: dict[str, type[packed.PackedLayer]] = {
         real_inputs.RealInputConv2d,
         real_inputs.RealInputLinear,
         packed.SelectChannels,
+        pointwise.PointwiseConv2d,
         pooling.RealAvgPool2d,
         pooling.RealMaxPool2d,
         torch_calls.ToFormat,

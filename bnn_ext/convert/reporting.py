@@ -15,13 +15,14 @@ from bnn_ext.convert.lower import macs_of
 from bnn_ext.convert.report import LayerReport, Report
 from bnn_ext.nn.fused import Elementwise
 from bnn_ext.nn.packed import Pack, PackedLayer
+from bnn_ext.nn.pointwise import PointwiseConv2d
 from bnn_ext.nn.pooling import RealPool
 from bnn_ext.nn.real_inputs import BinaryWeightConv2d, BinaryWeightLinear
 from bnn_ext.nn.torch_calls import TorchCall
 
 FUSED, PACKED, LEFT = "fused", "packed", "left"
 
-_LEFT = (TorchCall, RealPool)  # what is real, and stays so
+_LEFT = (TorchCall, RealPool, PointwiseConv2d)  # what is real, and stays so
 _COMPARISONS = (ir.sign, ir.compare)
 _PRODUCTS = (aten.convolution.default, aten.linear.default)
 
@@ -138,7 +139,7 @@ class _Told:
             return f"in the threshold in front of {home}"
         if isinstance(module, Elementwise):
             return f"in one pass over memory with {home}"
-        if isinstance(module, TorchCall):
+        if isinstance(module, (TorchCall, PointwiseConv2d)):
             return f"in the weight of {home}"
         if call.target is ir.compare and ir.calls(call.args[0], ir.product):
             return f"in the threshold of {home}"

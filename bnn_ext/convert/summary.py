@@ -19,6 +19,7 @@ from bnn_ext.convert.verify import eval_mode
 from bnn_ext.nn.binary import BinaryConv1d, BinaryConv2d, BinaryConv3d, BinaryLinear
 from bnn_ext.nn.fused import FusedConv2d, FusedLinear
 from bnn_ext.nn.packed import PackedConv2d, PackedLayer, PackedLinear
+from bnn_ext.nn.pointwise import PointwiseConv2d
 from bnn_ext.nn.real_inputs import (
     BinaryWeightConv2d,
     BinaryWeightLinear,
@@ -64,7 +65,7 @@ def out_channels(module: nn.Module) -> int:
 
 def _real_weight(module: nn.Module) -> Tensor | None:
     """The weight of a linear layer or convolution of torch."""
-    if isinstance(module, _PRODUCTS):
+    if isinstance(module, (*_PRODUCTS, PointwiseConv2d)):
         return module.weight
     if isinstance(module, TorchCall) and module.operator in _CALLED_PRODUCTS:
         template = module.arguments[1]

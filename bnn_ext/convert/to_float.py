@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from bnn_ext import ops, reference
 from bnn_ext.convert.network import PackedNetwork
 from bnn_ext.nn.packed import OperatorLayer, geometry
+from bnn_ext.nn.pointwise import PointwiseConv2d
 from bnn_ext.nn.pooling import RealMaxPool2d, RealPool
 from bnn_ext.nn.real_inputs import BinaryWeightConv2d, BinaryWeightLinear
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, fill
@@ -92,6 +93,8 @@ class _Writer:
             kind = nn.MaxPool2d if isinstance(layer, RealMaxPool2d) else nn.AvgPool2d
             window = {key: getattr(layer, key) for key in layer.attribute_names}
             return [self.module(name, kind(**window))(*inputs)]
+        if isinstance(layer, PointwiseConv2d):
+            return [self.pointwise(name, layer, *inputs)]
         operator, arguments = layer.call(inputs)
         x = arguments.pop("input", None)
         if operator == "select_channels":
@@ -192,6 +195,11 @@ class _Writer:
         window = (tuple(signs.shape[2:]), stride, padding, dilation, groups)
         channels = (signs.shape[1] * groups, signs.shape[0])
         return self.module(name, _holding(signs, None, nn.Conv2d, *channels, *window))(x)
+
+    def pointwise(self, name: str, layer: PointwiseConv2d, x: Any) -> Any:
+        out, features = layer.weight.shape
+        linear = self.module(name, _holding(layer.weight, layer.bias, nn.Linear, features, out))
+        return linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     # --- what follows them ------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bnn_ext.ops.binary_weight import (
@@ -43,6 +44,10 @@ def _permute(input: Tensor, dims: SequenceOf[int]) -> Tensor:
             f"input must have {len(dims)} dimensions, found shape {tuple(input.shape)}"
         )
     return input.permute(*dims)
+
+
+def _torch_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(input, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ _OPERATORS = {
     "select_channels": _packed(select_channels),
     "elementwise": _packed(elementwise),
     "permute": _Operator(_permute, _permute, {"input": "Tensor", "dims": "List[int]"}),
+    "torch_linear": _Operator(
+        _torch_linear,
+        _torch_linear,
+        {"input": "Tensor", "weight": "Tensor", "bias": "Optional[Tensor]"},
+    ),
 }
 _NAMES = tuple(_OPERATORS)
 
@@ -104,7 +114,8 @@ class Call:
 
     Attributes:
         operator: the name of an operator of `bnn_ext.ops` that computes on the input of a network,
-            or "permute": `torch.permute(input, dims)`, a view.
+            "permute": `torch.permute(input, dims)`, a view, or "torch_linear":
+            `torch.nn.functional.linear(input, weight, bias)`.
         arguments: by name, as the operator's wrapper takes them. A tensor is a constant; the name
             of a value may stand in place of any tensor.
         results: the names of its results. A fused operator has two, floats and bits; None stands

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "common/permuted.h"
+#include "common/torch_linear.h"
 
 namespace bnn_ext::sequence {
 

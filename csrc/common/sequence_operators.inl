@@ -22,4 +22,5 @@ constexpr sequence::Operator kSequenceOperators[] = {
     sequence::call<select_channels>,
     sequence::call<elementwise>,
     sequence::call<permuted>,
+    sequence::call<torch_linear>,
 };
