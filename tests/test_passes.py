@@ -348,6 +348,21 @@ def test_residuals_join_the_branch():
     assert finishes([block]) == [("multiply_add", "add", "prelu")]
 
 
+def test_residuals_join_the_branch_behind_them():
+    """Also where the shortcut is a layer of real values, which might take the sum itself."""
+    real, binary = nn.Conv2d(6, 6, 1), bnn.BinaryConv2d(6, 6, 3, padding=1, bias=False)
+    graph = prepared(
+        Call(lambda x: real(x).relu() + binary(x)),
+        (6, 7, 5),
+        name_moves,
+        find_products,
+        compare,
+        join_finishes,
+    )
+    steps = {str(node.args[0].target): node.args[1] for node in called(graph, ir.finish)}
+    assert steps == {str(aten.convolution.default): ("maximum",), str(ir.product): ("add",)}
+
+
 def test_rows_have_steps_too():
     layers = [bnn.BinaryLinear(6, 9), nn.BatchNorm1d(9), nn.PReLU(9), nn.Linear(9, 2)]
     assert finishes(layers, (6,)) == [("add", "multiply_add", "prelu")]

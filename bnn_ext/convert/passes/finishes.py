@@ -31,10 +31,15 @@ class Step(NamedTuple):
 
 def join_finishes(graph: Graph) -> None:
     """Rewrites the graph in place."""
-    for node in list(graph.nodes):
+    # Layers on bits first: the sum of one and another value, whichever is there earlier, joins it.
+    for node in sorted(graph.nodes, key=_is_on_bits, reverse=True):
         if _is_start(node):
             _grow(graph, node)
     graph.eliminate_dead_code()
+
+
+def _is_on_bits(node: Node) -> bool:
+    return ir.calls(node, ir.product) and ir.holds_signs(node.args[0])
 
 
 def _is_start(node: Node) -> bool:
@@ -88,9 +93,7 @@ def _grow(graph: Graph, start: Node) -> None:
 def _rounded_sums(start: Node) -> list[Step]:
     """The step that rounds sums of signs, which a kernel has as integers, where they need it."""
     dtype = start.meta["dtype"]
-    if _ROUNDINGS[dtype] is None or not ir.calls(start, ir.product):
-        return []
-    if not ir.holds_signs(start.args[0]):  # the layer gives its sums rounded
+    if _ROUNDINGS[dtype] is None or not _is_on_bits(start):  # others give their sums rounded
         return []
     weight = ir.tensor_of(start.args[1])
     assert weight is not None
