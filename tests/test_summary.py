@@ -105,7 +105,8 @@ class Branches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 8, 1)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.shortcut = nn.Conv2d(8, 8, 1, bias=False)
         self.narrow = bnn.BinaryConv2d(8, 5, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(5)
         self.wide = bnn.BinaryConv2d(13, 8, 3, padding=1, bias=False)
@@ -114,7 +115,7 @@ class Branches(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         x = self.first(left) + right
         y = torch.sign(torch.cat([self.norm(self.narrow(x)), x], 1))
-        x = x + self.wide(y)
+        x = self.shortcut(x) + self.wide(y)
         return x, self.classes(x.mean((2, 3)))
 
 
@@ -123,7 +124,7 @@ def test_branches():
     fast = bnn_ext.convert(model, inputs)
     before, after = (bnn_ext.summary(network, inputs) for network in (model, fast))
     assert before.binary_macs == 5 * 72 * 64 + 8 * 117 * 64 + 32
-    assert before.real_macs == 24 * 64
+    assert before.real_macs == (216 + 64) * 64
     assert (after.binary_macs, after.real_macs) == (before.binary_macs, before.real_macs)
     kinds = [layer.kind for layer in after.layers]
     assert kinds == [
@@ -133,6 +134,7 @@ def test_branches():
         "PackedConv2d",
         "Pack",
         "SelectChannels",
+        "PointwiseConv2d",
         "FusedConv2d",
         "mean.dim",
         "Pack",
@@ -140,7 +142,8 @@ def test_branches():
         "ToFormat",
     ]
     of = {layer.kind: row for layer, row in zip(after.layers, rows(after), strict=True)}
-    assert of["convolution.default"] == ("convolution.default", 0, 32, 32 * 4, 0, 24 * 64)
+    assert of["convolution.default"] == ("convolution.default", 0, 224, 224 * 4, 0, 216 * 64)
+    assert of["PointwiseConv2d"] == ("PointwiseConv2d", 0, 64, 64 * 4, 0, 64 * 64)
     assert of["SelectChannels"] == ("SelectChannels", 0, 0, 13 * 4, 0, 0)
     assert of["FusedConv2d"] == ("FusedConv2d", 936, 0, 8 * 9 * 4, 936 * 64, 0)
 

@@ -244,6 +244,8 @@ def _layer(name: str, module: nn.Module, positions: int, ran: bool) -> LayerSumm
         binary_weight = isinstance(module, _PACKED_PRODUCTS)
         binary_input = isinstance(module, _BINARY_PRODUCTS)
         real = [t for key, t in module.tensors().items() if key not in _NO_PARAMETERS]
+        if isinstance(module, PointwiseConv2d):
+            real.append(module.weight)
     elif isinstance(module, BINARY_LAYERS):
         binary_weight = module.weight_quantizer is not None
         binary_input = module.input_quantizer is not None
