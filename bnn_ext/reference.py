@@ -386,3 +386,7 @@ def avg_pool2d(
     x = input.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     window = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     return F.avg_pool2d(x, *window).permute(0, 2, 3, 1).contiguous()
+
+
+def global_avg_pool2d(input: Tensor) -> Tensor:
+    return avg_pool2d(input, (input.shape[1], input.shape[2]))

@@ -76,6 +76,7 @@ STABLE_TORCH_LIBRARY(bnn_ext, m) {
   m.def(
       "avg_pool2d(Tensor input, int[2] kernel_size, int[2] stride, int[2] padding=0, "
       "bool ceil_mode=False, bool count_include_pad=True, int? divisor_override=None) -> Tensor");
+  m.def("global_avg_pool2d(Tensor input) -> Tensor");
 
   // Of the quantizers in training; see bnn_ext/quantizers.py.
   m.def("sign(Tensor input) -> Tensor");

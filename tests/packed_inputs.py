@@ -120,6 +120,7 @@ def examples() -> dict[str, dict[str, Any]]:
             "count_include_pad": False,
             "divisor_override": 5,
         },
+        "global_avg_pool2d": {"input": torch.randn(2, 6, 7, 70)},
     }
 
 

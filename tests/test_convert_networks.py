@@ -16,6 +16,7 @@ from bnn_ext import nn as bnn
 from bnn_ext.convert import PackedNetwork
 from bnn_ext.nn.fused import FusedConv2d, FusedLinear
 from bnn_ext.nn.packed import PackedConv2d, PackedLinear
+from bnn_ext.nn.pointwise import PointwiseConv2d
 from bnn_ext.nn.real_inputs import (
     BinaryWeightConv2d,
     BinaryWeightLinear,
@@ -37,7 +38,9 @@ def counts(fast: PackedNetwork) -> tuple[int, int, int]:
     bits = sum(isinstance(step, ON_BITS) for step in fast.steps)
     weights = sum(isinstance(step, BINARY_WEIGHTS) for step in fast.steps)
     real = sum(
-        isinstance(step, TorchCall) and step.operator in ("convolution.default", "linear.default")
+        isinstance(step, PointwiseConv2d)
+        or isinstance(step, TorchCall)
+        and step.operator in ("convolution.default", "linear.default")
         for step in fast.steps
     )
     return bits, weights, real

@@ -15,6 +15,7 @@ from bnn_ext.nn.packed import is_channels_last
 from bnn_ext.nn.pooling import RealAvgPool2d, RealMaxPool2d, RealPool
 from bnn_ext.nn.torch_calls import TorchCall
 
+KINDS = ["RealMaxPool2d", "RealAvgPool2d", "RealAvgPool2d"]  # of the residual network
 POOLS = ("max_pool2d.default", "avg_pool2d.default")
 
 
@@ -70,7 +71,7 @@ def inputs(memory_format: torch.memory_format) -> Tensor:
 def test_a_residual_network_pools_by_our_kernels(memory):
     model, x = residual().to(memory_format=memory), inputs(memory)
     fast = bnn_ext.convert(model, x)
-    assert pools(fast) == ["RealMaxPool2d", "RealAvgPool2d", "RealAvgPool2d"]
+    assert pools(fast) == [*KINDS, "RealGlobalAvgPool2d"]
     assert fast.report.verification.different_predictions == 0
     torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)  # sums of another order
     assert [r.status for r in fast.report.layers if "Pool2d" in r.kind] == ["left"] * 4
@@ -80,7 +81,7 @@ def test_a_residual_network_pools_by_our_kernels(memory):
 def test_the_same_floats_where_the_model_is_in_channels_last():
     model, x = residual().to(memory_format=torch.channels_last), inputs(torch.channels_last)
     fast = bnn_ext.convert(model, x, real_layers="torch")
-    assert pools(fast) == ["RealMaxPool2d", "RealAvgPool2d", "RealAvgPool2d"]
+    assert pools(fast) == KINDS
     assert torch.equal(fast(x), model(x))
 
 
@@ -157,6 +158,32 @@ def test_what_our_kernels_pool_lies_in_channels_last(name, real_layers):
             assert is_channels_last(values[node.inputs[0]]), node.name
     if real_layers == "fused" and name in ("birealnet", "bnew"):
         assert "RealMaxPool2d" in pools(fast)
+
+
+class Means(nn.Module):
+    """Of which only the first two keep a map of float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = bnn.BinaryConv2d(8, 40, 3, bias=False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.conv(x)
+        means = [F.adaptive_avg_pool2d(x, 1), x.mean((3, -2), keepdim=True), x.mean((2, 3))]
+        means += [x.mean((1, 2), keepdim=True), x.mean(3, keepdim=True)]
+        return [*means, x.mean((2, 3), keepdim=True, dtype=torch.float64)]
+
+
+@torch.no_grad()
+def test_means_of_whole_maps():
+    model, x = Means().eval(), torch.randn(2, 8, 6, 10)  # 32 pixels: the quotient is exact
+    fast = bnn_ext.convert(model, x)
+    assert pools(fast) == ["RealGlobalAvgPool2d"] * 2
+    assert pools(bnn_ext.convert(model, x, real_layers="torch")) == []
+    for other in (x, torch.randn(1, 8, 10, 18)):
+        for found in (fast(other), bnn_ext.to_float(fast)(other)):
+            for a, b in zip(found, model(other), strict=True):
+                assert torch.equal(a, b)
 
 
 def test_wrong_attributes():

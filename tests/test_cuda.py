@@ -520,6 +520,7 @@ def test_pools_of_real_maps(
     for view in (x.transpose(1, 2), x[:, ::2], torch.randn(1 + x.numel())[1:].view(x.shape)):
         check("max_pool2d_float", view, (2, 2))
         check("avg_pool2d", view, (2, 2))
+        check("global_avg_pool2d", view)
 
 
 def empty_calls() -> list[tuple[str, tuple[Any, ...]]]:
@@ -541,6 +542,7 @@ def empty_calls() -> list[tuple[str, tuple[Any, ...]]]:
         ("max_pool2d", (map_, (2, 2))),
         ("max_pool2d_float", (torch.empty(0, 6, 6, 40), (2, 2))),
         ("avg_pool2d", (torch.empty(0, 6, 6, 40), (2, 2))),
+        ("global_avg_pool2d", (torch.empty(0, 6, 6, 40),)),
         ("select_channels", ([random_packed(0, 40)], [40], torch.arange(9, dtype=torch.int32))),
         ("elementwise", (torch.empty(0, 40), [("add", torch.ones(40))], torch.float32)),
         ("elementwise", (torch.empty(3, 0), [], None, torch.empty(0))),

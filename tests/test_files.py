@@ -35,7 +35,7 @@ from bnn_ext.convert.report import LayerReport, Report
 from bnn_ext.nn import packed, real_inputs
 from bnn_ext.nn.fused import Elementwise, FusedConv2d, FusedLinear
 from bnn_ext.nn.pointwise import PointwiseConv2d
-from bnn_ext.nn.pooling import RealAvgPool2d, RealMaxPool2d
+from bnn_ext.nn.pooling import RealAvgPool2d, RealGlobalAvgPool2d, RealMaxPool2d
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, to_json
 
 Header = dict[str, Any]
@@ -109,6 +109,7 @@ def network() -> PackedNetwork:
         Node("max", RealMaxPool2d((2, 2), (1, 2), (1, 0), ceil_mode=True), ("4",), ("max",)),
         Node("mean", RealAvgPool2d((2, 1), (2, 1), divisor_override=3), ("max",), ("mean",)),
         Node("1x1", PointwiseConv2d(torch.randn(7, 20), torch.randn(7)), ("mean",), ("1x1",)),
+        Node("all", RealGlobalAvgPool2d(), ("1x1",), ("all",)),
         Node(
             "select",
             packed.SelectChannels([20, 20], torch.randperm(40)[:35].int()),
@@ -182,7 +183,7 @@ def network() -> PackedNetwork:
     structure = {
         "scores": "13",
         "both": ("10", ["14", "image"]),
-        7: OrderedDict(b="2", a="17", c="mean", d="1x1"),
+        7: OrderedDict(b="2", a="17", c="mean", d="all"),
     }
     report = Report([LayerReport("0", "Conv2d", "fused", "why", 10, 1, 5)], ["a note"])
     fast = PackedNetwork(nodes, ["image", "row"], structure, report, rounds=True)
@@ -436,7 +437,7 @@ def test_format_as_documented(saved):
         "dict": [
             ["scores", "13"],
             ["both", {"tuple": ["10", {"list": ["14", "image"]}]}],
-            [7, {"OrderedDict": [["b", "2"], ["a", "17"], ["c", "mean"], ["d", "1x1"]]}],
+            [7, {"OrderedDict": [["b", "2"], ["a", "17"], ["c", "mean"], ["d", "all"]]}],
         ]
     }
     assert header["rounds"] is True

@@ -28,6 +28,7 @@ ANY_LENGTH = {
     ("select_channels", "index"),
     ("tile_weight", "weight"),
     *((op, "input") for op in ("max_pool2d", "max_pool2d_float", "avg_pool2d")),
+    ("global_avg_pool2d", "input"),
     ("binary_weight_conv2d", "input"),
     ("binary_weight_conv2d_bits", "input"),
 }
@@ -168,6 +169,7 @@ WRONG_TOGETHER: list[Case] = [
     ("avg_pool2d", {"padding": (2, 0)}, ValueError, "padding"),
     ("avg_pool2d", {"input": torch.ones(2, 6, 0, 3)}, ValueError, "kernel_size"),
     ("avg_pool2d", {"input": torch.ones(2, 6, 7, 3).half()}, TypeError, "input"),
+    ("global_avg_pool2d", {"input": torch.ones(2, 6, 0, 3)}, ValueError, "input"),
 ]
 
 WRONG = [*wrong_tensors(), *wrong_numbers(), *WRONG_TOGETHER]
@@ -217,7 +219,7 @@ AFFINE = ["linear_float", "conv2d_float", "binary_weight_linear", "binary_weight
     ("op", "name"),
     [(op, name) for op in AFFINE for name in ("scale", "bias")]
     + [(op, "input") for op in AFFINE if op.startswith("binary_weight")]
-    + [(op, "input") for op in ("max_pool2d_float", "avg_pool2d")],
+    + [(op, "input") for op in ("max_pool2d_float", "avg_pool2d", "global_avg_pool2d")],
 )
 def test_a_gradient_is_refused_rather_than_lost(op, name):
     arguments = examples()[op]

@@ -234,6 +234,17 @@ def test_average_pool(
     assert_same_bits(reference.avg_pool2d(input, *arguments), expected)
 
 
+@pytest.mark.parametrize(
+    "shape", [(2, 7, 7, 64), (3, 1, 1, 33), (1, 9, 2, 5), (0, 3, 3, 8)], ids=str
+)
+def test_averages_of_whole_maps(shape):
+    input = torch.randn(shape)
+    for view in (input, input.transpose(1, 2), input[:, :, :, ::2]):
+        expected = ops.avg_pool2d(view, view.shape[1:3])
+        assert_same_bits(ops.global_avg_pool2d(view), expected)
+        assert_same_bits(reference.global_avg_pool2d(view), expected)
+
+
 def test_an_average_that_underflows_keeps_its_sign_as_in_channels_last():
     input = torch.full((1, 1, 2, 33), -1e-45)
     found = ops.avg_pool2d(input, (1, 2), divisor_override=9)

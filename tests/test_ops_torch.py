@@ -104,7 +104,7 @@ MORE = [
     ("max_pool2d", {"input": random_packed(0, 6, 7, 70)}),
     *(
         (op, {"input": other})
-        for op in ("max_pool2d_float", "avg_pool2d")
+        for op in ("max_pool2d_float", "avg_pool2d", "global_avg_pool2d")
         for other in (torch.ones(0, 6, 7, 70), torch.ones(2, 70, 6, 7).permute(0, 2, 3, 1))
     ),
     ("avg_pool2d", {"count_include_pad": True, "divisor_override": None}),
@@ -223,6 +223,7 @@ def test_two_threads_give_the_bits_of_one(two_threads):
             "kernel_size": (3, 3),
             "stride": (1, 1),
         },
+        "global_avg_pool2d": {"input": torch.randn(2, 30, 29, 40)},
         "binary_weight_linear": {
             "input": torch.randint(256, (40, 1000), dtype=torch.uint8),
             "weight": random_packed(130, 1000),

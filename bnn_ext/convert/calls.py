@@ -19,7 +19,7 @@ from bnn_ext.convert.ir import aten
 from bnn_ext.convert.network import Node, Origin
 from bnn_ext.nn import packed
 from bnn_ext.nn.pointwise import PointwiseConv2d
-from bnn_ext.nn.pooling import RealAvgPool2d, RealMaxPool2d, RealPool
+from bnn_ext.nn.pooling import RealAvgPool2d, RealGlobalAvgPool2d, RealMaxPool2d, RealPool
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, call_name, to_json
 
 # Their sums round in another order for another memory format.
@@ -136,7 +136,8 @@ class Calls:
 
     def pools(self, node: GraphNode) -> bool:
         """Whether it pools a float32 map in torch.channels_last, as our kernels do."""
-        if node.target not in _POOLS or node.meta["dtype"] != torch.float32:
+        is_mean = not self.exact and _is_global_mean(node)
+        if not (is_mean or node.target in _POOLS) or node.meta["dtype"] != torch.float32:
             return False
         source = node.args[0]
         assert isinstance(source, GraphNode)
@@ -149,7 +150,12 @@ class Calls:
         return self.floats.get(source) in self.channels_last
 
     def pool(self, node: GraphNode) -> None:
-        module: RealPool = _POOLS[node.target](**_pool_arguments(node))
+        module: RealPool
+        if node.target in _POOLS:
+            module = _POOLS[node.target](**_pool_arguments(node))
+        else:
+            module = RealGlobalAvgPool2d()
+            self.result.rounds = True
         source = self.float_value(node.args[0])
         self.channels_last.add(self.add_floats(node, module, (source,)))
 
@@ -217,6 +223,16 @@ class Calls:
             found = f"{name}.{count}"
         self.names.add(found)
         return found
+
+
+def _is_global_mean(node: GraphNode) -> bool:
+    """Whether it is the mean of each channel of a map, which stays a map."""
+    if node.target != aten.mean.dim or len(node.meta["shape"]) != 4:
+        return False
+    dims, keepdim = node.args[1], ir.argument(node, 2, "keepdim", False)
+    if not keepdim or dims is None or node.kwargs.get("dtype") is not None:
+        return False
+    return {dim % 4 for dim in dims} == {2, 3}
 
 
 def _is_pointwise(node: GraphNode) -> bool:

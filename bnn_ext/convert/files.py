@@ -60,6 +60,7 @@ _KINDS: dict[str, type[packed.PackedLayer]] = {
         packed.SelectChannels,
         pointwise.PointwiseConv2d,
         pooling.RealAvgPool2d,
+        pooling.RealGlobalAvgPool2d,
         pooling.RealMaxPool2d,
         torch_calls.ToFormat,
         torch_calls.TorchCall,

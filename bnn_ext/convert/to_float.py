@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -19,7 +20,7 @@ from bnn_ext import ops, reference
 from bnn_ext.convert.network import PackedNetwork
 from bnn_ext.nn.packed import OperatorLayer, geometry
 from bnn_ext.nn.pointwise import PointwiseConv2d
-from bnn_ext.nn.pooling import RealMaxPool2d, RealPool
+from bnn_ext.nn.pooling import RealGlobalAvgPool2d, RealMaxPool2d, RealPool
 from bnn_ext.nn.real_inputs import BinaryWeightConv2d, BinaryWeightLinear
 from bnn_ext.nn.torch_calls import ToFormat, TorchCall, fill
 from bnn_ext.reference import WORD_BITS, unpack_bits
@@ -89,6 +90,9 @@ class _Writer:
             return [self.binary_weight(name, layer, *inputs)]
         if not isinstance(layer, OperatorLayer):  # a model that could not be read
             return [self.module(name, copy.deepcopy(layer))(*inputs)]
+        if isinstance(layer, RealGlobalAvgPool2d):  # AdaptiveAvgPool2d sums in another order
+            (x,) = inputs
+            return [self.write("call_function", F.avg_pool2d, x, (x.size(2), x.size(3)))]
         if isinstance(layer, RealPool):
             kind = nn.MaxPool2d if isinstance(layer, RealMaxPool2d) else nn.AvgPool2d
             window = {key: getattr(layer, key) for key in layer.attribute_names}

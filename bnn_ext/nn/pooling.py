@@ -80,3 +80,9 @@ class RealAvgPool2d(RealPool):
         self.count_include_pad = count_include_pad
         self.divisor_override = divisor_override
         self._check((1, 1, *self.kernel_size), dtype=torch.float32)
+
+
+class RealGlobalAvgPool2d(RealPool):
+    """`torch.nn.AdaptiveAvgPool2d(1)` in another order; see `bnn_ext.ops.global_avg_pool2d`."""
+
+    operator = "global_avg_pool2d"

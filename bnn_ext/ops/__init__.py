@@ -22,7 +22,7 @@ from bnn_ext.ops.epilogue import Step as Step
 from bnn_ext.ops.matrix_product import linear, linear_bits, linear_float, linear_fused
 from bnn_ext.ops.packing import TILE_CHANNELS as TILE_CHANNELS
 from bnn_ext.ops.packing import flatten, pack, tile_weight, unpack
-from bnn_ext.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_float
+from bnn_ext.ops.pooling import avg_pool2d, global_avg_pool2d, max_pool2d, max_pool2d_float
 from bnn_ext.ops.real_values import elementwise
 from bnn_ext.ops.sequence import Call as Call
 from bnn_ext.ops.sequence import Sequence as Sequence
@@ -49,4 +49,5 @@ __all__ = [
     "max_pool2d",
     "max_pool2d_float",
     "avg_pool2d",
+    "global_avg_pool2d",
 ]

@@ -199,3 +199,26 @@ def _(
     divisor_override: int | None = None,
 ) -> Tensor:
     return input.new_empty(_pool_shape(input, kernel_size, stride, padding, (1, 1), ceil_mode))
+
+
+@checked_by_kernel
+def global_avg_pool2d(input: Tensor) -> Tensor:
+    """The mean of each channel of a real map: `avg_pool2d` with a window as large as the map.
+
+    Args:
+        input: float32 NHWC map `[N, H, W, C]` of at least one pixel; other strides than those of a
+            contiguous one cost a copy.
+
+    Returns:
+        float32 NHWC map `[N, 1, 1, C]`.
+    """
+    _check_real_map(input)
+    check_supported("input", input)
+    if min(input.shape[1:3]) < 1:
+        raise ValueError(f"input must have at least one pixel, found shape {tuple(input.shape)}")
+    return torch.ops.bnn_ext.global_avg_pool2d(input)
+
+
+@torch.library.register_fake("bnn_ext::global_avg_pool2d")
+def _(input: Tensor) -> Tensor:
+    return input.new_empty(input.shape[0], 1, 1, input.shape[3])

@@ -31,7 +31,7 @@ from bnn_ext.ops.convolution import conv2d, conv2d_bits, conv2d_float, conv2d_fu
 from bnn_ext.ops.epilogue import named, numbered
 from bnn_ext.ops.matrix_product import linear, linear_bits, linear_float, linear_fused
 from bnn_ext.ops.packing import flatten, pack
-from bnn_ext.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_float
+from bnn_ext.ops.pooling import avg_pool2d, global_avg_pool2d, max_pool2d, max_pool2d_float
 from bnn_ext.ops.real_values import elementwise
 
 _NONE = -1
@@ -94,6 +94,7 @@ _OPERATORS = {
     "max_pool2d": _packed(max_pool2d),
     "max_pool2d_float": _packed(max_pool2d_float),
     "avg_pool2d": _packed(avg_pool2d),
+    "global_avg_pool2d": _packed(global_avg_pool2d),
     "select_channels": _packed(select_channels),
     "elementwise": _packed(elementwise),
     "permute": _Operator(_permute, _permute, {"input": "Tensor", "dims": "List[int]"}),

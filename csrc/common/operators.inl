@@ -83,6 +83,7 @@ Tensor max_pool2d_float(const Tensor& input, const Pair& kernel_size, const Pair
 Tensor avg_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stride,
                   const Pair& padding, bool ceil_mode, bool count_include_pad,
                   const std::optional<int64_t>& divisor_override);
+Tensor global_avg_pool2d(const Tensor& input);
 
 Tensor select_channels(const std::vector<Tensor>& inputs, const std::vector<int64_t>& channels,
                        const Tensor& index);

@@ -19,6 +19,7 @@ constexpr sequence::Operator kSequenceOperators[] = {
     sequence::call<max_pool2d>,
     sequence::call<max_pool2d_float>,
     sequence::call<avg_pool2d>,
+    sequence::call<global_avg_pool2d>,
     sequence::call<select_channels>,
     sequence::call<elementwise>,
     sequence::call<permuted>,

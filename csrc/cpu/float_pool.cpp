@@ -91,9 +91,16 @@ Tensor avg_pool2d(const Tensor& input, const Pair& kernel_size, const Pair& stri
   });
 }
 
+Tensor global_avg_pool2d(const Tensor& input) {
+  STD_TORCH_CHECK(input.dim() == 4, "input must have 4 dimensions");
+  return avg_pool2d(input, {input.size(1), input.size(2)}, /*stride=*/{1, 1}, /*padding=*/{0, 0},
+                    /*ceil_mode=*/false, /*count_include_pad=*/true, std::nullopt);
+}
+
 }  // namespace bnn_ext::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CPU, m) {
   m.impl("max_pool2d_float", TORCH_BOX(&bnn_ext::cpu::max_pool2d_float));
   m.impl("avg_pool2d", TORCH_BOX(&bnn_ext::cpu::avg_pool2d));
+  m.impl("global_avg_pool2d", TORCH_BOX(&bnn_ext::cpu::global_avg_pool2d));
 }

@@ -1,4 +1,4 @@
-// max_pool2d of packed maps, max_pool2d_float and avg_pool2d of real ones.
+// max_pool2d of packed maps; max_pool2d_float, avg_pool2d and global_avg_pool2d of real ones.
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/arguments.cuh"
@@ -85,10 +85,17 @@ Tensor avg_pool2d(const Tensor& input, const Integers& kernel_size, const Intege
                     Average{count_include_pad, divisor_override.value_or(0)});
 }
 
+Tensor global_avg_pool2d(const Tensor& input) {
+  check_rank("input", input, 4);
+  return avg_pool2d(input, {input.size(1), input.size(2)}, /*stride=*/{1, 1}, /*padding=*/{0, 0},
+                    /*ceil_mode=*/false, /*count_include_pad=*/true, std::nullopt);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(bnn_ext, CUDA, m) {
   m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
   m.impl("max_pool2d_float", TORCH_BOX(&max_pool2d_float));
   m.impl("avg_pool2d", TORCH_BOX(&avg_pool2d));
+  m.impl("global_avg_pool2d", TORCH_BOX(&global_avg_pool2d));
 }
 
 }  // namespace bnn_ext::cuda
