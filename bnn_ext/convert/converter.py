@@ -56,10 +56,10 @@ def convert(
             layers round in another order only a different prediction.
         real_layers: "fused" runs layers with a real input and binary weights by our kernels, whose
             float32 sums are rounded in another order than torch's, takes BatchNorm into real layers
-            and thresholds behind them, and multiplies matrices where real convolutions are 1x1: an
-            activation within rounding of its threshold can fall on the other side. "torch" lets
-            torch sum all real values as in the model, so that all outputs are the same, bit for
-            bit, for inputs in the memory format of the examples.
+            and thresholds behind them, multiplies matrices where real convolutions are 1x1, and
+            averages whole maps row after row: an activation within rounding of its threshold can
+            fall on the other side. "torch" lets torch sum all real values as in the model, so that
+            all outputs are the same, bit for bit, for inputs in the memory format of the examples.
 
     Returns:
         A module with the same inputs and outputs as the model.

@@ -83,6 +83,6 @@ class RealAvgPool2d(RealPool):
 
 
 class RealGlobalAvgPool2d(RealPool):
-    """`torch.nn.AdaptiveAvgPool2d(1)` in another order; see `bnn_ext.ops.global_avg_pool2d`."""
+    """`torch.nn.AdaptiveAvgPool2d(1)`, summed row after row; see `ops.global_avg_pool2d`."""
 
     operator = "global_avg_pool2d"
