@@ -10,7 +10,7 @@ import openvino_binary
 import torch
 from peers import Peers, Work, float_peers
 from run import Run, add_device, on_cuda, parser
-from timing import Implementation, at_levels
+from timing import Implementation, at_levels, register_peak
 from torch import Tensor, nn
 
 from bnn_ext import ops, reference
@@ -120,6 +120,40 @@ def packed(problem: Problem, levels: Sequence[str], outputs: Sequence[str]) -> l
     return implementations
 
 
+def in_a_network(problem: Problem, level: str) -> Implementation:
+    """Four such layers in one call, each with weights of its own, as a converted network runs them.
+
+    A call from Python costs as much as a tenth of a layer. OpenVINO's layers, too, are timed as
+    parts of a graph. Each reads what the one before it wrote, if its shape allows.
+    """
+    shape = problem.shape
+    stacked = shape.out_channels == shape.in_channels and shape.stride == 1
+    input, calls = "input", []
+    for layer in range(openvino_binary.DEPTH):
+        weights = {
+            "weight": problem.packed_weight.clone(),
+            "tiles": problem.fixed["tiles"].clone(),
+            "threshold": problem.threshold,
+        }
+        arguments = {"input": input, "in_channels": shape.in_channels} | weights | problem.geometry
+        calls.append(ops.Call("conv2d_bits", arguments, (f"bits{layer}",)))
+        input = f"bits{layer}" if stacked else input
+    run = functools.partial(
+        ops.Sequence(["input"], calls, [calls[-1].results[0]]), [problem.packed_x]
+    )
+    bytes = problem.packed_x.nbytes + problem.packed_weight.nbytes + run()[0].nbytes
+    depth = len(calls)
+    return Implementation(
+        f"bnn_ext sequence of {depth}",
+        "bits",
+        run,
+        problem.macs * depth,
+        bytes * depth,
+        level,
+        register_peak(level),
+    )
+
+
 def peers(problem: Problem, threads: int) -> Peers:
     weight = problem.conv.weight.detach()
     sums = ops.conv2d(*problem.arguments, **problem.fixed).permute(0, 3, 1, 2)
@@ -157,6 +191,8 @@ def on_cpu(arguments: Sequence[str] | None) -> None:
         for shape in SHAPES[kind]:
             problem = Problem(shape, chosen.batch)
             ours = packed(problem, run.levels, chosen.outputs)
+            if "bits" in chosen.outputs:
+                ours.append(in_a_network(problem, run.levels[0]))
             run.compare(
                 f"conv2d_{kind}", shape.name(chosen.batch), ours, peers(problem, chosen.threads)
             )

@@ -18,7 +18,7 @@ if torch.version.cuda is not None:
 
 
 def cpu_capability() -> str:
-    """The CPU level in use: generic, popcnt, avx2, avx512 or avx512_vpopcnt.
+    """The CPU level in use: generic, popcnt, avx2, avx512, avx512_vpopcnt or avx512_vpopcnt_csa.
 
     It is the best one that this CPU runs, or the one that the environment variable
     `BNN_EXT_CPU_CAPABILITY` named when `bnn_ext` was imported.

@@ -160,6 +160,7 @@ def test_bench_conv_writes_a_row_for_everything_and_names_what_is_missing(
     reasons = {(m["shape"], m["impl"]): m["reason"] for m in document["missing"]}
     for shape in ("2x32x4x4", "2x40x3x3 -> 24"):
         expected = []
+        expected.append((f"bnn_ext sequence of 4 {_C.cpu_capabilities()[-1]}", "bits"))
         for level in _C.cpu_capabilities():
             expected.append((f"register peak {level}", None))
             for output in ("bits", "int32", "float32", "residual"):

@@ -26,7 +26,7 @@ CHOICES = ("packed", "float", None)
 _LEAST_PER_NUMBER = {2: 12, 4: 120}  # by dimensions of the weight
 _LEAST = 20_000_000
 _LEAST_IMAGES = 8  # tables for the gradients to a convolution's weights are of one place's images
-_LEVELS = ("avx2", "avx512", "avx512_vpopcnt")
+_SLOW_LEVELS = ("generic", "popcnt")
 
 _in_evaluation: ContextVar[bool] = ContextVar("_in_evaluation", default=False)
 
@@ -77,7 +77,7 @@ def pays(input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:
     products = places * weight.numel()
     numbers = input.numel() + weight.numel() + places * weight.shape[0]
     enough = products >= _LEAST and products >= _LEAST_PER_NUMBER[weight.dim()] * numbers
-    return enough and cpu_capability() in _LEVELS
+    return enough and cpu_capability() not in _SLOW_LEVELS
 
 
 def backward_pays(input: Tensor, weight: Tensor, *geometry: Sequence[int]) -> bool:

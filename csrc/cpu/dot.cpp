@@ -100,11 +100,9 @@ void prefetch_results(const Results& results, int64_t position, int64_t channel,
     __builtin_prefetch(first + byte, 1);
 }
 
-// Computes every sum and gives it to store(const SumTile&). Calls come from several threads, each
-// result exactly once.
-template <typename Store>
-void run(const Dot& dot, const Results& results, const Store& store) {
-  const Kernels& level = kernels();
+// Calls compute(const DotTile&, const SumTile&) for all tiles, from several threads.
+template <typename Compute>
+void run(const Dot& dot, const Results& results, const Compute& compute) {
   const std::vector<Piece> pieces = cut(dot.regions);
   const int64_t piece_count = pieces.size();
   const int64_t chunks = (dot.out_channels + kTileChannels - 1) / kTileChannels;
@@ -116,6 +114,8 @@ void run(const Dot& dot, const Results& results, const Store& store) {
   torch::stable::parallel_for(
       0, tasks, grain_for(tasks, work, kGrainProducts), [&](int64_t begin, int64_t end) {
         alignas(64) int32_t sums[kTileWindows * kTileChannels];
+        int32_t* rows[kTileWindows];
+        for (int64_t i = 0; i < kTileWindows; ++i) rows[i] = sums + i * kTileChannels;
         const Word* windows[kTileWindows];
         int64_t positions[kTileWindows];
         for (int64_t task = begin; task < end; ++task) {
@@ -152,10 +152,10 @@ void run(const Dot& dot, const Results& results, const Store& store) {
           if (results.values)
             for (int64_t i = 0; i < piece.count; ++i)
               prefetch_results(results, positions[i], first_channel, channels);
-          level.dot.dot({windows, piece.count, dot.steps.data() + region.first_step,
-                         region.step_count, region.step_words, weight, dot.block_words,
-                         (channels + kBlock - 1) / kBlock, region.k, sums});
-          store({sums, positions, piece.count, first_channel, channels});
+          compute({windows, piece.count, dot.steps.data() + region.first_step, region.step_count,
+                   region.step_words, weight, dot.block_words, (channels + kBlock - 1) / kBlock,
+                   region.k, rows},
+                  {sums, positions, piece.count, first_channel, channels});
         }
       });
 }
@@ -167,7 +167,17 @@ Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape) {
   shape.push_back(channels);
   const Tensor out = new_tensor(shape, ScalarType::Int);
   int32_t* to = mutable_data<int32_t>(out);
-  run(dot, {to, channels, sizeof *to}, [&](const SumTile& tile) {
+  const DotKernels& level = kernels().dot;
+  run(dot, {to, channels, sizeof *to}, [&](const DotTile& dot_tile, const SumTile& tile) {
+    if (channels % kBlock == 0 && tile.channels == kTileChannels) {  // aligned, nothing to cut off
+      int32_t* rows[kTileWindows];
+      for (int64_t i = 0; i < tile.window_count; ++i)
+        rows[i] = to + tile.positions[i] * channels + tile.first_channel;
+      DotTile direct = dot_tile;
+      direct.sums = rows;
+      return level.dot(direct);
+    }
+    level.dot(dot_tile);
     for (int64_t i = 0; i < tile.window_count; ++i)
       std::memcpy(to + tile.positions[i] * channels + tile.first_channel,
                   tile.sums + i * kTileChannels, tile.channels * sizeof(int32_t));
@@ -186,10 +196,13 @@ std::vector<Tensor> dot_fused(const Room& room, const Dot& dot, std::vector<int6
   const bool whole_words = dot.groups == 1 || dot.out_channels % kWordBits == 0;
   const FusedOutputs outputs(room, shape, operations, operands, dtype, threshold, flip,
                              whole_words);
-  const EpilogueKernels& level = kernels().epilogue;
+  const Kernels& level = kernels();
   const Epilogue& epilogue = outputs.epilogue();
   const Results results = {epilogue.floats, epilogue.channels, size_of(epilogue.type)};
-  run(dot, results, [&](const SumTile& tile) { level.floats(epilogue, tile); });
+  run(dot, results, [&](const DotTile& tile, const SumTile& sums) {
+    level.dot.dot(tile);
+    level.epilogue.floats(epilogue, sums);
+  });
   return outputs.results();
 }
 
@@ -239,7 +252,8 @@ Tensor dot_bits(const Dot& dot, std::vector<int64_t> shape, const Tensor& thresh
   const Tensor out = new_tensor(shape, ScalarType::Int);
   const Thresholds compared = {at_least.data(), invert.data(), channels, mutable_data<Word>(out)};
   const EpilogueKernels& level = kernels().epilogue;
-  run(dot, {}, [&](const SumTile& tile) { level.thresholds(compared, tile); });
+  run(dot, {},
+      [&](const DotTile& tile, const SumTile& sums) { level.dot_bits(compared, tile, sums); });
   return out;
 }
 

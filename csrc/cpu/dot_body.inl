@@ -11,7 +11,9 @@
 //   add_pair               adds a1 ^ w1 and a2 ^ w2 to a plane, returns the carries
 //   add_carries            adds two vectors to a plane, returns the carries
 //   popcount_step          what counting one word by itself takes, for plain_peak
-//   Count                  popcounts of the carries out of the last plane:
+//   Count                  popcounts of the carries out of the last plane; has no constructor, for
+//                          compilers keep arrays of such in memory:
+//     clear()
 //     add(carries)         counts 2^kPlanes for every bit, at most kCapacity times
 //     store(planes, base, sums)  sums = base - 2 * (popcounts so far and those of the planes)
 //   dot_short(tile)        does a tile of short windows if there is a faster way than all this
@@ -126,10 +128,14 @@ inline void add_rest(Planes<kRowCount, kVectorCount>& planes,
 // panels left if it is null.
 template <int kStepWords, int kRowCount, int kVectorCount>
 void dot_panel(const Operands<kStepWords, kRowCount, kVectorCount>& from, int64_t step_count,
-               const int32_t* k, int32_t* sums) {
+               const int32_t* k, int32_t* const* sums, int64_t channel) {
   Operands<kStepWords, kRowCount, kVectorCount> operands = from;
   Planes<kRowCount, kVectorCount> planes;
   Count count[kRowCount][kVectorCount];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRowCount; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectorCount; ++v) count[r][v].clear();
   const Step* const end = operands.steps + step_count;
   add_rest<0>(planes, operands, step_count * kStepWords);
   for (; operands.steps < end; operands.steps += kChunk / kStepWords) {
@@ -144,7 +150,7 @@ void dot_panel(const Operands<kStepWords, kRowCount, kVectorCount>& from, int64_
   for (int r = 0; r < kRowCount; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kVectorCount; ++v) {
-      int32_t* to = sums + r * kTileChannels + v * kLanes;
+      int32_t* to = sums[r] + channel + v * kLanes;
       const Bits base = k ? broadcast(*k) : load(reinterpret_cast<const Word*>(to));
       count[r][v].store(planes.bits[r][v], base, to);
     }
@@ -162,7 +168,7 @@ void dot_windows(const DotTile& tile, int64_t window, int64_t vector, const Step
   }
   for (; window + kRowCount <= tile.window_count; window += kRowCount) {
     for (int r = 0; r < kRowCount; ++r) operands.windows[r] = tile.windows[window + r];
-    dot_panel(operands, step_count, k, tile.sums + window * kTileChannels + vector * kLanes);
+    dot_panel(operands, step_count, k, tile.sums + window, vector * kLanes);
   }
   if constexpr (kRowCount > 1)
     dot_windows<kStepWords, kRowCount - 1, kVectorCount>(tile, window, vector, steps, step_count,
@@ -201,6 +207,10 @@ void dot(const DotTile& tile) {
 int64_t register_peak(int64_t iterations) {
   Planes<kRows, kVectors> planes;
   Count count[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) count[r][v].clear();
   const RegisterOperands operands;
   alignas(64) int32_t sums[kLanes];
   for (int64_t left = iterations; left > 0; left -= kPanelChunks) {
@@ -217,7 +227,7 @@ int64_t register_peak(int64_t iterations) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         count[r][v].store(planes.bits[r][v], zero_bits(), sums);
-        count[r][v] = Count();
+        count[r][v].clear();
         __asm__ volatile("" : : "r"(sums) : "memory");
       }
   }

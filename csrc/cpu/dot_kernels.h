@@ -31,7 +31,7 @@ struct DotTile {
   int64_t block_stride;  // words between blocks
   int64_t blocks;        // at most kTileBlocks
   int32_t k;             // real bits in a window
-  int32_t* sums;         // [window_count][kTileChannels], aligned to 64 bytes
+  int32_t* const* sums;  // where those of each window go: kTileChannels, aligned to 64 bytes
 };
 
 struct DotKernels {

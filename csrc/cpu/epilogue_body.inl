@@ -246,7 +246,7 @@ void floats(const Epilogue& epilogue, const SumTile& sums) {
                       epilogue.bits + sums.positions[i] * row_words + first_word, row_words});
 }
 
-void thresholds(const Thresholds& thresholds, const SumTile& tile) {
+void compare_sums(const Thresholds& thresholds, const SumTile& tile) {
   const int64_t row_words = word_count(thresholds.channels);
   if (tile.channels == kTileChannels)
     return compare_rows<kTileChannels / kWordBits>(tile.sums, tile, thresholds.threshold,
@@ -265,4 +265,9 @@ void thresholds(const Thresholds& thresholds, const SumTile& tile) {
   }
 }
 
-constexpr EpilogueKernels kEpilogueKernels = {floats, thresholds};
+void dot_bits(const Thresholds& thresholds, const DotTile& tile, const SumTile& sums) {
+  dot(tile);
+  compare_sums(thresholds, sums);
+}
+
+constexpr EpilogueKernels kEpilogueKernels = {floats, dot_bits};

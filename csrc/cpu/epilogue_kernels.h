@@ -51,7 +51,9 @@ struct SumTile {
 
 struct EpilogueKernels {
   void (*floats)(const Epilogue& epilogue, const SumTile& tile);
-  void (*thresholds)(const Thresholds& thresholds, const SumTile& tile);
+
+  // Computes the tile too, so that a level may leave its sums where they are.
+  void (*dot_bits)(const Thresholds& thresholds, const DotTile& tile, const SumTile& sums);
 };
 
 }  // namespace bnn_ext::cpu

@@ -31,6 +31,7 @@ extern const Kernels kKernelsPopcnt;
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;
 extern const Kernels kKernelsAvx512Vpopcnt;
+extern const Kernels kKernelsAvx512VpopcntCsa;
 #endif
 
 // dispatch.cpp: the level in use, chosen once: the best that this CPU runs, or the one that the

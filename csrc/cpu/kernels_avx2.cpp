@@ -47,8 +47,7 @@ inline Bits popcount_step(Bits bytes, Bits a, Bits w) {
 }
 
 struct Count {
-  // Written out: the implicit constructor would be compiled for the baseline.
-  Count() : bytes(_mm256_setzero_si256()) {}
+  void clear() { bytes = _mm256_setzero_si256(); }
 
   // A byte grows by at most 8.
   void add(Bits carries) { bytes = _mm256_add_epi8(bytes, popcount_bytes<1>(carries)); }

@@ -37,8 +37,7 @@ inline Bits popcount_step(Bits bytes, Bits a, Bits w) {
 }
 
 struct Count {
-  // Written out: the implicit constructor would be compiled for the baseline.
-  Count() : bytes(_mm512_setzero_si512()) {}
+  void clear() { bytes = zero_bits(); }
 
   // A byte grows by at most 8.
   void add(Bits carries) { bytes = _mm512_add_epi8(bytes, popcount_bytes<1>(carries)); }

@@ -28,6 +28,8 @@ inline Bits popcount_step(Bits bytes, Bits a, Bits w) { return bytes + popcount_
 inline bool dot_short(const DotTile&) { return false; }
 
 struct Count {
+  void clear() { bytes = zero_bits(); }
+
   // A byte grows by at most 8.
   void add(Bits carries) { bytes += popcount_bytes(carries); }
 
@@ -42,7 +44,7 @@ struct Count {
 
   static Bits add_neighbours(Bits x) { return (x & 0x00ff00ffu) + ((x >> 8) & 0x00ff00ffu); }
 
-  Bits bytes = {};
+  Bits bytes;
 };
 
 // Each uses what those before it define.

@@ -29,6 +29,10 @@ inline Bits popcount_step(Bits count, Bits a, Bits w) {
 inline bool dot_short(const DotTile&) { return false; }
 
 struct Count {
+  void clear() {
+    for (int lane = 0; lane < kLanes; ++lane) last[lane] = 0;
+  }
+
   void add(Bits carries) {
     for (int lane = 0; lane < kLanes; ++lane) last[lane] += __builtin_popcount(carries[lane]);
   }
@@ -42,7 +46,7 @@ struct Count {
     }
   }
 
-  int32_t last[kLanes] = {};
+  int32_t last[kLanes];
 };
 
 // Each uses what those before it define.

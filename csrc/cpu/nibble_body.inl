@@ -113,7 +113,7 @@ void nibble_windows(const DotTile& tile, int64_t window, int64_t lane, const Nib
     const Words base = Words{} + static_cast<Word>(tile.k);
 #pragma GCC unroll 4
     for (int r = 0; r < kRowCount; ++r) {
-      int32_t* sums = tile.sums + (window + r) * kTileChannels + lane;
+      int32_t* sums = tile.sums[window + r] + lane;
       const Words e = reinterpret_cast<Words>(even[r] + even[r]);
       const Words o = reinterpret_cast<Words>(odd[r] + odd[r]);
       store_words(reinterpret_cast<Word*>(sums), base - (e & 0xffffu));
