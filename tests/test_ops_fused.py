@@ -84,6 +84,18 @@ def test_linear(level, out, rows):
     assert_same_floats(higher[:, 0], reference.linear_float(input, weight, 90))
 
 
+def test_any_number_of_windows(level):
+    """Kernels take several windows at a time, and the rest of a tile by fewer."""
+    out = 50
+    inputs, weight = random_packed(32, 40), random_packed(out, 40)
+    threshold, flip = torch.randn(out), random_packed(out)
+    for rows in range(1, 33):
+        dtype = FLOATS[rows % len(FLOATS)]
+        arguments = (inputs[:rows], weight, 40, steps_for((rows, out), dtype), dtype)
+        actual = ops.linear_fused(*arguments, threshold, flip)
+        assert_same(actual, reference.linear_fused(*arguments, threshold, flip), out)
+
+
 @pytest.mark.parametrize("name", ops.STEPS)
 def test_each_step_alone(level, name):
     """Also on NaN, infinities, zeros of both signs and values that are equal."""

@@ -574,15 +574,17 @@ def test_floats_are_written_over_what_is_not_needed_any_more():
     assert rooms(viewed, ["c", "d"]) == [-1, -1, -1]
 
 
-def test_written_over_residuals_give_the_same_floats(level):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels", [150, 10])
+def test_written_over_residuals_give_the_same_floats(level, channels, dtype):
     """At many channels, so that rows are written in several tiles; the residual is added twice."""
     torch.manual_seed(0)
-    weight, x = random_packed(150, 3, 3, 40), random_packed(2, 9, 7, 40)
-    conv = {"weight": weight, "in_channels": 40, "padding": 1, "input": "x"}
-    calls = [Call("conv2d_fused", conv | {"threshold": torch.zeros(150)}, ("a", "bits"))]
-    steps = [("add", "a"), ("multiply", torch.randn(150)), ("add", "a")]
+    weight, x = random_packed(channels, 3, 3, 40), random_packed(2, 9, 7, 40)
+    conv = {"weight": weight, "in_channels": 40, "padding": 1, "input": "x", "dtype": dtype}
+    calls = [Call("conv2d_fused", conv | {"threshold": torch.zeros(channels)}, ("a", "bits"))]
+    steps = [("add", "a"), ("multiply", torch.randn(channels)), ("add", "a")]
     calls.append(Call("conv2d_fused", conv | {"steps": steps}, ("b", None)))
-    double = {"input": "b", "steps": [("add", "b")], "dtype": torch.float32}
+    double = {"input": "b", "steps": [("add", "b")], "dtype": dtype}
     calls.append(Call("elementwise", double, ("c", None)))
     sequence = Sequence(["x"], calls, ["bits", "c"])
     assert_same(kernel(sequence, [x]), one_by_one({"x": x}, calls, ["bits", "c"]))

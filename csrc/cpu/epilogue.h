@@ -10,11 +10,11 @@ namespace bnn_ext::cpu {
 
 FloatType float_type(ScalarType dtype, const char* name);
 
-// The values with room behind them for a whole block to be read.
+// The values with room behind them: a whole word's can be read from any of them on.
 template <typename T>
 std::vector<T> padded(const T* values, int64_t count) {
   std::vector<T> result(values, values + count);
-  result.resize(count + kBlock);
+  result.resize(count + kWordBits);
   return result;
 }
 

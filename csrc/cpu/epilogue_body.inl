@@ -45,215 +45,268 @@ inline HalfVector to_halves(FloatVector values, FloatType type) {
   return halves;
 }
 
-// A tile goes through the steps one by one and stays in the L1 cache meanwhile. So what to do is
-// decided once for all its windows, and what a channel's step needs stays in registers.
-constexpr int kRowVectors = kTileChannels / kLanes;
-using Row = float[kTileChannels];  // the values of a window, any from tile.channels on
+// A block is some windows of a tile, each with the channels of one word of bits. Its values stay in
+// half of the registers over all steps: so whatever takes them by reference is inlined by force.
+constexpr int kWordVectors = kWordBits / kLanes;
+constexpr int kBlockWindows = kLanes == 16 ? 8 : kLanes == 8 ? 2 : 1;
+#define BNN_IN_REGISTERS __attribute__((always_inline)) inline
 
-inline FloatVector vector_of(const float* row, int v) {
-  return load_vector<FloatVector>(row + v * kLanes);
-}
+template <int kWindows>
+using Values = FloatVector[kWindows][kWordVectors];
 
-// What a map has for `channels` neighbouring outputs from `index` on: there, or in `room`.
-inline const float* map_row(const Map& map, int64_t index, int64_t channels, Row& room) {
-  if (map.type == FloatType::kFloat) {
-    const float* from = static_cast<const float*>(map.values) + index;
-    if (channels == kTileChannels) return from;
-    __builtin_memcpy(room, from, channels * sizeof *from);
-    return room;
+// Where a block lies.
+template <int kWindows>
+struct Place {
+  int64_t channel;          // the first one, counted over all groups
+  int64_t channels;         // at most kWordBits
+  int64_t index[kWindows];  // of each window's first value in maps
+};
+
+// What an operand has for a block: operand(i, v) is vector v of window i. A value per channel is
+// loaded once for all windows.
+struct ChannelOperand {
+  const float* values;
+  int64_t channel;  // of the block
+
+  FloatVector operator()(int, int v) const {
+    return load_vector<FloatVector>(values + channel + v * kLanes);
   }
-  const uint16_t* from = static_cast<const uint16_t*>(map.values) + index;
-  uint16_t copy[kTileChannels];
-  if (channels < kTileChannels) {
-    __builtin_memcpy(copy, from, channels * sizeof *from);
-    from = copy;
-  }
-  for (int v = 0; v < kRowVectors; ++v)
-    store_vector(room + v * kLanes,
-                 to_floats(load_vector<HalfVector>(from + v * kLanes), map.type));
-  return room;
-}
+};
+struct MapOperand {
+  const float* values;
+  const int64_t* index;  // of each window's first value
 
-struct Tile {
-  const Epilogue& epilogue;
-  const SumTile& sums;
-
-  // Where a window's values lie in maps.
-  int64_t index(int64_t i) const {
-    return sums.positions[i] * epilogue.channels + sums.first_channel;
-  }
-  // A value for each channel, readable up to a multiple of kBlock.
-  void load(const float* channels, FloatVector (&x)[kRowVectors]) const {
-#pragma GCC unroll 4
-    for (int v = 0; v < kRowVectors; ++v) {
-      const bool readable = v * kLanes / kBlock * kBlock < sums.channels;
-      x[v] = readable ? load_vector<FloatVector>(channels + sums.first_channel + v * kLanes)
-                      : FloatVector{};
-    }
+  FloatVector operator()(int i, int v) const {
+    return load_vector<FloatVector>(values + index[i] + v * kLanes);
   }
 };
 
-// y = rule(y) for all values
-template <typename Rule>
-inline void apply_rule(const Tile& tile, Row* values, Rule rule) {
-  for (int64_t i = 0; i < tile.sums.window_count; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < kRowVectors; ++v)
-      store_vector(values[i] + v * kLanes, rule(vector_of(values[i], v)));
-}
+// Copies what a map has for a block where that is of half precision or less than whole words.
+template <int kWindows>
+struct MapReader {
+  float copy[kWindows * kWordBits];
+  int64_t copy_index[kWindows];
 
-// y = rule(y, x) for all values, x being the operand's
-template <typename Rule>
-inline void apply_rule(const Operand& operand, const Tile& tile, Row* values, Rule rule) {
-  if (operand.map.values) {
-    for (int64_t i = 0; i < tile.sums.window_count; ++i) {
-      Row room;
-      const float* x = map_row(operand.map, tile.index(i), tile.sums.channels, room);
+  template <typename T>
+  MapOperand copied(const T* values, const Place<kWindows>& place) {
+    for (int i = 0; i < kWindows; ++i) {
+      copy_index[i] = i * kWordBits;
+      for (int64_t c = 0; c < place.channels; c += kPackLanes) {
+        const auto part = load(values + place.index[i] + c, place.channels - c);
+        // By vectors: a struct is copied in smaller parts, which loads of vectors would wait for.
+        const float* const floats = reinterpret_cast<const float*>(&part);
 #pragma GCC unroll 4
-      for (int v = 0; v < kRowVectors; ++v)
-        store_vector(values[i] + v * kLanes, rule(vector_of(values[i], v), vector_of(x, v)));
+        for (int lane = 0; lane < kPackLanes; lane += kLanes)
+          store_vector(copy + copy_index[i] + c + lane, load_vector<FloatVector>(floats + lane));
+      }
     }
-    return;
+    return {copy, copy_index};
   }
-  FloatVector x[kRowVectors];
-  tile.load(operand.channels, x);
-  for (int64_t i = 0; i < tile.sums.window_count; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < kRowVectors; ++v)
-      store_vector(values[i] + v * kLanes, rule(vector_of(values[i], v), x[v]));
+  MapOperand read(const Map& map, const Place<kWindows>& place) {
+    if (map.type == FloatType::kHalf)
+      return copied(static_cast<const HalfBits*>(map.values), place);
+    if (map.type == FloatType::kBFloat16)
+      return copied(static_cast<const BFloat16Bits*>(map.values), place);
+    const float* values = static_cast<const float*>(map.values);
+    if (place.channels < kWordBits) return copied(values, place);
+    return {values, place.index};
+  }
+};
+
+// y = rule(y, i, v) for vector v of every window i
+template <int kWindows, typename Rule>
+BNN_IN_REGISTERS void apply_rule(Values<kWindows>& values, const Rule& rule) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kWindows; ++i)
+#pragma GCC unroll 8
+    for (int v = 0; v < kWordVectors; ++v) values[i][v] = rule(values[i][v], i, v);
 }
 
-inline void multiply_add(const Operand& operand, const Tile& tile, Row* values) {
-  FloatVector x[kRowVectors], addend[kRowVectors];
-  tile.load(operand.channels, x);
-  tile.load(operand.addend, addend);
-  for (int64_t i = 0; i < tile.sums.window_count; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < kRowVectors; ++v)
-      store_vector(values[i] + v * kLanes,
-                   fused_multiply_add(vector_of(values[i], v), x[v], addend[v]));
-}
-
-void apply(const Operand& operand, const Tile& tile, Row* values) {
+template <int kWindows, typename X>
+BNN_IN_REGISTERS void apply(Operation operation, const X& x, const ChannelOperand& addend,
+                            Values<kWindows>& values) {
   using V = FloatVector;
-  switch (operand.operation) {
+  switch (operation) {
     case Operation::kMultiply:
-      return apply_rule(operand, tile, values, [](V y, V x) { return y * x; });
+      return apply_rule<kWindows>(values, [&](V y, int i, int v) { return y * x(i, v); });
     case Operation::kAdd:
-      return apply_rule(operand, tile, values, [](V y, V x) { return y + x; });
+      return apply_rule<kWindows>(values, [&](V y, int i, int v) { return y + x(i, v); });
     case Operation::kPrelu:
-      return apply_rule(operand, tile, values, [](V y, V x) { return y > 0.0f ? y : y * x; });
+      return apply_rule<kWindows>(values,
+                                  [&](V y, int i, int v) { return y > 0.0f ? y : y * x(i, v); });
     case Operation::kMaximum:
-      return apply_rule(operand, tile, values, [](V y, V x) { return y < x ? x : y; });
+      return apply_rule<kWindows>(values,
+                                  [&](V y, int i, int v) { return y < x(i, v) ? x(i, v) : y; });
     case Operation::kMinimum:
-      return apply_rule(operand, tile, values, [](V y, V x) { return y > x ? x : y; });
+      return apply_rule<kWindows>(values,
+                                  [&](V y, int i, int v) { return y > x(i, v) ? x(i, v) : y; });
     case Operation::kMultiplyAdd:
-      return multiply_add(operand, tile, values);
+      return apply_rule<kWindows>(
+          values, [&](V y, int i, int v) { return fused_multiply_add(y, x(i, v), addend(i, v)); });
     case Operation::kDivide:
-      return apply_rule(operand, tile, values, [](V y, V x) { return y / x; });
+      return apply_rule<kWindows>(values, [&](V y, int i, int v) { return y / x(i, v); });
     case Operation::kFloat16:
-      return apply_rule(tile, values, [](V y) {
+      return apply_rule<kWindows>(values, [](V y, int, int) {
         return to_floats(to_halves(y, FloatType::kHalf), FloatType::kHalf);
       });
     case Operation::kBFloat16:
-      return apply_rule(tile, values,
-                        [](V y) { return to_floats(to_bfloat16(y), FloatType::kBFloat16); });
+      return apply_rule<kWindows>(
+          values, [](V y, int, int) { return to_floats(to_bfloat16(y), FloatType::kBFloat16); });
   }
 }
 
-inline void begin(const Tile& tile, Row* values) {
-  for (int64_t i = 0; i < tile.sums.window_count; ++i) {
-    if (tile.epilogue.input.values) {
-      Row room;
-      const float* from = map_row(tile.epilogue.input, tile.index(i), tile.sums.channels, room);
-      for (int v = 0; v < kRowVectors; ++v)
-        store_vector(values[i] + v * kLanes, vector_of(from, v));
-    } else {
-      const int32_t* from = tile.sums.sums + i * kTileChannels;
-#pragma GCC unroll 4
-      for (int v = 0; v < kRowVectors; ++v)
-        store_vector(
-            values[i] + v * kLanes,
-            __builtin_convertvector(load_vector<IntVector>(from + v * kLanes), FloatVector));
-    }
+// Writes round(y) for every vector y, which that may change.
+template <typename T, int kWindows, typename Round>
+BNN_IN_REGISTERS void store_rows(void* floats, const Place<kWindows>& place,
+                                 Values<kWindows>& values, const Round& round) {
+  T* const to = static_cast<T*>(floats);
+  T copy[kWindows][kWordBits];  // of rows that are less than a whole word
+  const bool whole = place.channels == kWordBits;
+#pragma GCC unroll 8
+  for (int i = 0; i < kWindows; ++i) {
+    T* row = whole ? to + place.index[i] : copy[i];
+#pragma GCC unroll 8
+    for (int v = 0; v < kWordVectors; ++v) store_vector(row + v * kLanes, round(values[i][v]));
   }
+  if (whole) return;
+  for (int i = 0; i < kWindows; ++i)
+    __builtin_memcpy(to + place.index[i], copy[i], place.channels * sizeof *to);
 }
 
 // Rounds the values too where the result is of half precision.
-inline void store(const Tile& tile, Row* values) {
-  const bool whole = tile.sums.channels == kTileChannels;
-  for (int64_t i = 0; i < tile.sums.window_count; ++i) {
-    if (tile.epilogue.type == FloatType::kFloat) {
-      float* to = static_cast<float*>(tile.epilogue.floats) + tile.index(i);
-      if (whole)
-        __builtin_memcpy(to, values[i], sizeof(Row));
-      else
-        __builtin_memcpy(to, values[i], tile.sums.channels * sizeof *to);
-      continue;
-    }
-    uint16_t rounded[kTileChannels];
-    for (int v = 0; v < kRowVectors; ++v) {
-      const HalfVector halves = to_halves(vector_of(values[i], v), tile.epilogue.type);
-      store_vector(rounded + v * kLanes, halves);
-      store_vector(values[i] + v * kLanes, to_floats(halves, tile.epilogue.type));
-    }
-    uint16_t* to = static_cast<uint16_t*>(tile.epilogue.floats) + tile.index(i);
-    __builtin_memcpy(to, rounded, whole ? sizeof rounded : tile.sums.channels * sizeof *to);
+template <int kWindows>
+BNN_IN_REGISTERS void store(const Epilogue& epilogue, const Place<kWindows>& place,
+                            Values<kWindows>& values) {
+  const auto rounding = [](FloatType type) {
+    return [type](FloatVector& y) {
+      const HalfVector halves = to_halves(y, type);
+      y = to_floats(halves, type);
+      return halves;
+    };
+  };
+  switch (epilogue.type) {
+    case FloatType::kFloat:
+      return store_rows<float, kWindows>(epilogue.floats, place, values,
+                                         [](FloatVector y) { return y; });
+    case FloatType::kHalf:
+      return store_rows<uint16_t, kWindows>(epilogue.floats, place, values,
+                                            rounding(FloatType::kHalf));
+    case FloatType::kBFloat16:
+      return store_rows<uint16_t, kWindows>(epilogue.floats, place, values,
+                                            rounding(FloatType::kBFloat16));
   }
 }
 
-// bits = (values >= threshold) ^ invert for rows of whole words, whose bounds stay in registers.
-template <int kWords, typename T>
-void compare_rows(const T* values, const SumTile& tile, const T* threshold, const Word* invert,
-                  Word* bits, int64_t row_words) {
+// The word of a window's comparisons.
+template <typename Compare>
+BNN_IN_REGISTERS Word compare_values(const FloatVector (&values)[kWordVectors],
+                                     const float* threshold, const Compare& compare) {
+  float row[kWordBits];  // turns vectors into those of lanes_*.inl, without being written
+#pragma GCC unroll 8
+  for (int v = 0; v < kWordVectors; ++v) store_vector(row + v * kLanes, values[v]);
+  Word bits = 0;
+#pragma GCC unroll 2
+  for (int first = 0; first < kWordBits; first += kPackLanes)
+    bits |= bits_of(compare(load(row + first, kPackLanes), load(threshold + first, kPackLanes)))
+            << first;
+  return bits;
+}
+
+// The block at a window and a channel of a tile.
+template <int kWindows>
+void apply_epilogue(const Epilogue& epilogue, const SumTile& tile, int64_t window,
+                    int64_t channel) {
+  const int64_t* const positions = tile.positions + window;
+  const int64_t channels = tile.channels - channel;
+  Place<kWindows> place;
+  place.channel = tile.first_channel + channel;
+  place.channels = channels < kWordBits ? channels : kWordBits;
+  for (int i = 0; i < kWindows; ++i)
+    place.index[i] = positions[i] * epilogue.channels + place.channel;
+
+  Values<kWindows> values;
+  if (epilogue.input.values) {
+    MapReader<kWindows> reader;
+    const MapOperand input = reader.read(epilogue.input, place);
+    apply_rule<kWindows>(values, [&](FloatVector, int i, int v) { return input(i, v); });
+  } else {
+    const int32_t* sums = tile.sums + window * kTileChannels + channel;
+    apply_rule<kWindows>(values, [&](FloatVector, int i, int v) {
+      const int32_t* from = sums + i * kTileChannels + v * kLanes;
+      return __builtin_convertvector(load_vector<IntVector>(from), FloatVector);
+    });
+  }
+
+  for (int64_t step = 0; step < epilogue.operand_count; ++step) {
+    const Operand& operand = epilogue.operands[step];
+    const ChannelOperand addend = {operand.addend, place.channel};
+    MapReader<kWindows> reader;
+    if (operand.map.values)
+      apply<kWindows>(operand.operation, reader.read(operand.map, place), addend, values);
+    else
+      apply<kWindows>(operand.operation, ChannelOperand{operand.channels, place.channel}, addend,
+                      values);
+  }
+
+  if (epilogue.floats) store<kWindows>(epilogue, place, values);
+  if (!epilogue.bits) return;
+  const int64_t word = place.channel / kWordBits, row_words = word_count(epilogue.channels);
+  const float* threshold = epilogue.threshold + place.channel;
+  const Word flip = epilogue.flip ? epilogue.flip[word] : 0;
+  const auto upwards = [](const auto& a, const auto& b) { return at_least(a, b); };
+  const auto downwards = [](const auto& a, const auto& b) { return at_most(a, b); };
+#pragma GCC unroll 8
+  for (int i = 0; i < kWindows; ++i) {
+    Word bits = compare_values(values[i], threshold, upwards);
+    if (flip) bits = (bits & ~flip) | (compare_values(values[i], threshold, downwards) & flip);
+    epilogue.bits[positions[i] * row_words + word] = bits & low_bits(place.channels);
+  }
+}
+
+// The windows of a tile from `first` on, kWindows at a time and the rest by fewer.
+template <int kWindows>
+void apply_epilogue(const Epilogue& epilogue, const SumTile& tile, int64_t first) {
+  for (; first + kWindows <= tile.window_count; first += kWindows)
+    for (int64_t channel = 0; channel < tile.channels; channel += kWordBits)
+      apply_epilogue<kWindows>(epilogue, tile, first, channel);
+  if constexpr (kWindows > 1) apply_epilogue<kWindows / 2>(epilogue, tile, first);
+}
+
+void floats(const Epilogue& epilogue, const SumTile& tile) {
+  apply_epilogue<kBlockWindows>(epilogue, tile, 0);
+}
+#undef BNN_IN_REGISTERS
+
+// bits = (sums >= threshold) ^ invert for rows of whole words, whose bounds stay in registers.
+template <int kWords>
+void compare_rows(const Thresholds& thresholds, const SumTile& tile) {
   constexpr int kParts = kWordBits / kPackLanes;
   const int64_t first_word = tile.first_channel / kWordBits;
-  decltype(load(threshold, kPackLanes)) bounds[kWords * kParts];
+  const int64_t row_words = word_count(thresholds.channels);
+  decltype(load(tile.sums, kPackLanes)) bounds[kWords * kParts];
 #pragma GCC unroll 4
   for (int part = 0; part < kWords * kParts; ++part)
-    bounds[part] = load(threshold + tile.first_channel + part * kPackLanes, kPackLanes);
-  for (int64_t i = 0; i < tile.window_count; ++i, values += kTileChannels) {
-    Word* out = bits + tile.positions[i] * row_words + first_word;
+    bounds[part] = load(thresholds.threshold + tile.first_channel + part * kPackLanes, kPackLanes);
+  const int32_t* sums = tile.sums;
+  for (int64_t i = 0; i < tile.window_count; ++i, sums += kTileChannels) {
+    Word* out = thresholds.bits + tile.positions[i] * row_words + first_word;
 #pragma GCC unroll 2
     for (int word = 0; word < kWords; ++word) {
-      Word compared = invert ? invert[first_word + word] : 0;
+      Word compared = thresholds.invert[first_word + word];
 #pragma GCC unroll 2
       for (int part = word * kParts; part < (word + 1) * kParts; ++part)
-        compared ^= bits_of(at_least(load(values + part * kPackLanes, kPackLanes), bounds[part]))
+        compared ^= bits_of(at_least(load(sums + part * kPackLanes, kPackLanes), bounds[part]))
                     << part % kParts * kPackLanes;
       out[word] = compared;
     }
   }
 }
 
-void floats(const Epilogue& epilogue, const SumTile& sums) {
-  alignas(64) Row values[kTileWindows];
-  const Tile tile = {epilogue, sums};
-  begin(tile, values);
-  for (int64_t step = 0; step < epilogue.operand_count; ++step)
-    apply(epilogue.operands[step], tile, values);
-  if (epilogue.floats) store(tile, values);
-  if (!epilogue.bits) return;
-  const int64_t row_words = word_count(epilogue.channels);
-  if (!epilogue.flip && sums.channels == kTileChannels)
-    return compare_rows<kTileChannels / kWordBits>(values[0], sums, epilogue.threshold, nullptr,
-                                                   epilogue.bits, row_words);
-  const int64_t first_word = sums.first_channel / kWordBits;
-  const float* threshold = epilogue.threshold + sums.first_channel;
-  const Word* flip = epilogue.flip ? epilogue.flip + first_word : nullptr;
-  for (int64_t i = 0; i < sums.window_count; ++i)
-    pack_rows<float>({values[i], 1, sums.channels, kTileChannels, threshold, flip,
-                      epilogue.bits + sums.positions[i] * row_words + first_word, row_words});
-}
-
 void compare_sums(const Thresholds& thresholds, const SumTile& tile) {
-  const int64_t row_words = word_count(thresholds.channels);
   if (tile.channels == kTileChannels)
-    return compare_rows<kTileChannels / kWordBits>(tile.sums, tile, thresholds.threshold,
-                                                   thresholds.invert, thresholds.bits, row_words);
-  if (tile.channels == kWordBits)
-    return compare_rows<1>(tile.sums, tile, thresholds.threshold, thresholds.invert,
-                           thresholds.bits, row_words);
+    return compare_rows<kTileChannels / kWordBits>(thresholds, tile);
+  if (tile.channels == kWordBits) return compare_rows<1>(thresholds, tile);
+  const int64_t row_words = word_count(thresholds.channels);
   const int64_t first_word = tile.first_channel / kWordBits;
   for (int64_t i = 0; i < tile.window_count; ++i) {
     Word* out = thresholds.bits + tile.positions[i] * row_words + first_word;

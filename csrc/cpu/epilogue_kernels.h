@@ -16,7 +16,7 @@ struct Map {
 // per output.
 struct Operand {
   Operation operation;
-  const float* channels;  // readable up to a multiple of kBlock
+  const float* channels;  // a whole word's are readable from any on
   const float* addend;    // of kMultiplyAdd, which has no map: like `channels`
   Map map;
 };
@@ -29,7 +29,7 @@ struct Epilogue {
   void* floats;  // [positions, channels] of `type`, or null
   FloatType type;
   Word* bits;              // [positions, words] of the values as stored, or null
-  const float* threshold;  // readable up to a multiple of kBlock; used with `bits`
+  const float* threshold;  // a whole word's are readable from any on; used with `bits`
   const Word* flip;        // or null
 };
 
