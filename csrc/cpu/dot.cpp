@@ -54,10 +54,10 @@ namespace {
 
 constexpr int64_t kGrainProducts = 1 << 18;  // word products that are worth waking a thread
 
-// Some windows of a region, few enough for one tile.
+// Some windows of a region, few enough for one tile, from this row and column on.
 struct Piece {
   const Region* region;
-  int64_t first, count;
+  int64_t row, column, count;
 };
 
 std::vector<Piece> cut(const std::vector<Region>& regions) {
@@ -68,7 +68,8 @@ std::vector<Piece> cut(const std::vector<Region>& regions) {
     const int64_t parts = (windows + kTileWindows - 1) / kTileWindows;
     for (int64_t part = 0; part < parts; ++part) {  // parts of nearly equal size
       const int64_t first = windows * part / parts;
-      pieces.push_back({&region, first, windows * (part + 1) / parts - first});
+      pieces.push_back({&region, first / region.width, first % region.width,
+                        windows * (part + 1) / parts - first});
     }
   }
   return pieces;
@@ -129,19 +130,17 @@ void run(const Dot& dot, const Results& results, const Compute& compute) {
           const int64_t channels = std::min(kTileChannels, dot.out_channels - first_block * kBlock);
 
           const Region& region = *piece.region;
-          const int64_t first_row = piece.first / region.width;
-          int64_t column = piece.first % region.width;
           const Word* row = dot.input + image * dot.image_words + group * dot.group_words +
-                            region.input + first_row * region.input_row;
-          int64_t output = image * dot.positions + region.output + first_row * region.output_row;
-          for (int64_t i = 0; i < piece.count; ++i) {
-            windows[i] = row + column * region.input_column;
-            positions[i] = output + column * region.output_column;
-            if (++column == region.width) {
-              column = 0;
-              row += region.input_row;
-              output += region.output_row;
+                            region.input + piece.row * region.input_row;
+          int64_t output = image * dot.positions + region.output + piece.row * region.output_row;
+          for (int64_t i = 0, column = piece.column; i < piece.count; column = 0) {
+            const int64_t end = std::min(piece.count, i + region.width - column);
+            for (; i < end; ++i, ++column) {
+              windows[i] = row + column * region.input_column;
+              positions[i] = output + column * region.output_column;
             }
+            row += region.input_row;
+            output += region.output_row;
           }
           const Word* weight = region.tiles + (group * blocks + first_block) * dot.block_words;
           if (chunk + 1 < chunks && piece_count > 1) {
