@@ -166,9 +166,10 @@ Tensor dot_sums(const Dot& dot, std::vector<int64_t> shape) {
   shape.push_back(channels);
   const Tensor out = new_tensor(shape, ScalarType::Int);
   int32_t* to = mutable_data<int32_t>(out);
+  const bool aligned = channels % kBlock == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
   const DotKernels& level = kernels().dot;
   run(dot, {to, channels, sizeof *to}, [&](const DotTile& dot_tile, const SumTile& tile) {
-    if (channels % kBlock == 0 && tile.channels == kTileChannels) {  // aligned, nothing to cut off
+    if (aligned && tile.channels == kTileChannels) {
       int32_t* rows[kTileWindows];
       for (int64_t i = 0; i < tile.window_count; ++i)
         rows[i] = to + tile.positions[i] * channels + tile.first_channel;
