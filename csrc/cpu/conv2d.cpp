@@ -29,6 +29,7 @@ struct Span {
 
 std::vector<Span> spans(const Axis& axis) {
   std::vector<Span> result;
+  result.reserve(std::min(axis.out, 2 * axis.kernel + 1));
   for (int64_t o = 0; o < axis.out; ++o) {
     int64_t first = 0, last = axis.kernel;
     while (first < last && axis.at(o, first) < 0) ++first;
@@ -39,6 +40,12 @@ std::vector<Span> spans(const Axis& axis) {
       result.push_back({o, o + 1, first, last});
   }
   return result;
+}
+
+int64_t taps(const std::vector<Span>& spans) {
+  int64_t count = 0;
+  for (const Span& span : spans) count += span.last - span.first;
+  return count;
 }
 
 // The map with every group's channels moved to the start of a word of its own.
@@ -120,6 +127,7 @@ void add_tap_regions(Conv& conv, const Axis& vertical, const Axis& horizontal,
   const bool whole_rows = horizontal.dilation == 1 && dot.groups == 1;
   const std::vector<Span> row_spans = spans(vertical), column_spans = spans(horizontal);
   dot.regions.reserve(row_spans.size() * column_spans.size());
+  dot.steps.reserve(taps(row_spans) * taps(column_spans) * group_words / step_words(group_words));
   for (const Span& rows : row_spans)
     for (const Span& columns : column_spans) {
       Region region = region_of(dot, rows, columns, horizontal.out, channels);

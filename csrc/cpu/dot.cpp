@@ -234,23 +234,26 @@ Tensor dot_bits(const Dot& dot, std::vector<int64_t> shape, const Tensor& thresh
   if (dot.groups > 1 && dot.out_channels % kWordBits != 0)
     return pack(dot_sums(dot, std::move(shape)), thresholds, flips);
 
+  std::vector<int32_t> changed;  // thresholds that a kernel cannot read as they are
+  if (f || channels % kBlock != 0) changed = padded(t, channels);
+
   // sum <= t is not (sum >= t + 1), and always true for the greatest t.
   constexpr int32_t kGreatest = std::numeric_limits<int32_t>::max();
-  std::vector<int32_t> at_least = padded(t, channels);
   std::vector<Word> invert(word_count(channels));
   for (int64_t channel = 0; f && channel < channels; ++channel)
     if (get_bit(f, channel)) {
       if (t[channel] == kGreatest) {
-        at_least[channel] = std::numeric_limits<int32_t>::min();
+        changed[channel] = std::numeric_limits<int32_t>::min();
       } else {
-        ++at_least[channel];
+        ++changed[channel];
         invert[channel / kWordBits] |= Word{1} << channel % kWordBits;
       }
     }
 
   shape.push_back(word_count(channels));
   const Tensor out = new_tensor(shape, ScalarType::Int);
-  const Thresholds compared = {at_least.data(), invert.data(), channels, mutable_data<Word>(out)};
+  const Thresholds compared = {changed.empty() ? t : changed.data(), invert.data(), channels,
+                               mutable_data<Word>(out)};
   const EpilogueKernels& level = kernels().epilogue;
   run(dot, {},
       [&](const DotTile& tile, const SumTile& sums) { level.dot_bits(compared, tile, sums); });

@@ -49,7 +49,8 @@ inline int64_t step_words(int64_t words) { return words % 4 == 0 ? 4 : words % 2
 
 // Appends the steps of `words` words that start at `input` and, in weights, at word `weight`.
 inline void add_steps(std::vector<Step>& steps, int64_t input, int64_t weight, int64_t words) {
-  for (int64_t word = 0; word < words; word += step_words(words))
+  const int64_t length = step_words(words);
+  for (int64_t word = 0; word < words; word += length)
     steps.push_back({input + word, (weight + word) * kBlock});
 }
 

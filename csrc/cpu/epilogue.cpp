@@ -24,13 +24,15 @@ FusedOutputs::FusedOutputs(const Room& room, const std::vector<int64_t>& shape,
                            const std::optional<ScalarType>& dtype,
                            const std::optional<Tensor>& threshold,
                            const std::optional<Tensor>& flip, bool whole_words)
-    : wants_floats_(dtype) {
+    : needs_padding_(!whole_words || shape.back() % kWordBits != 0), wants_floats_(dtype) {
   STD_TORCH_CHECK(dtype || threshold, "dtype or threshold must be given");
   STD_TORCH_CHECK(threshold || !flip, "flip needs a threshold");
   const int64_t channels = epilogue_.channels = shape.back();
   thresholds_ = checked_vector(threshold, "threshold", channels, ScalarType::Float);
   flips_ = checked_vector(flip, "flip", word_count(channels), ScalarType::Int);
 
+  operands_.reserve(operations.size());
+  tensors_.reserve(operands.size() + 1);
   size_t used = 0;
   for (const int64_t number : operations) {
     STD_TORCH_CHECK(0 <= number && number < kOperations, "unknown operation ", number);
@@ -71,14 +73,18 @@ FusedOutputs::FusedOutputs(const Room& room, const std::vector<int64_t>& shape,
 
 const float* FusedOutputs::keep_vector(const Tensor& operand) {
   const Tensor vector = *checked_vector(operand, "operand", epilogue_.channels, ScalarType::Float);
-  vectors_.push_back(padded(data<float>(vector), epilogue_.channels));
-  return vectors_.back().data();
+  if (!needs_padding_) {
+    tensors_.push_back(vector);
+    return data<float>(vector);
+  }
+  padded_.push_back(padded(data<float>(vector), epilogue_.channels));
+  return padded_.back().data();
 }
 
 Map FusedOutputs::keep_map(const Tensor& operand, const std::vector<int64_t>& shape) {
   STD_TORCH_CHECK(shape_of(operand) == shape, "operand must have the output's shape");
-  maps_.push_back(checked(operand, "operand", operand.scalar_type()));
-  return {maps_.back().const_data_ptr(), float_type(operand.scalar_type(), "operand")};
+  tensors_.push_back(checked(operand, "operand", operand.scalar_type()));
+  return {tensors_.back().const_data_ptr(), float_type(operand.scalar_type(), "operand")};
 }
 
 std::vector<Tensor> FusedOutputs::results() const {

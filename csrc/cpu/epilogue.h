@@ -39,8 +39,9 @@ class FusedOutputs {
   const float* keep_vector(const Tensor& operand);
   Map keep_map(const Tensor& operand, const std::vector<int64_t>& shape);
 
-  std::vector<std::vector<float>> vectors_;
-  std::vector<Tensor> maps_;
+  bool needs_padding_;  // of vectors, since kernels read whole words of them
+  std::vector<std::vector<float>> padded_;
+  std::vector<Tensor> tensors_;
   std::vector<Operand> operands_;
   std::optional<Tensor> thresholds_, flips_, floats_, bits_;
   bool wants_floats_;

@@ -91,13 +91,13 @@ inline Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType dtype) {
 
 inline std::vector<int64_t> shape_of(const Tensor& tensor) {
   std::vector<int64_t> shape(tensor.dim());
-  for (int64_t i = 0; i < tensor.dim(); ++i) shape[i] = tensor.size(i);
+  for (size_t i = 0; i < shape.size(); ++i) shape[i] = tensor.size(i);
   return shape;
 }
 
 inline std::vector<int64_t> strides_of(const Tensor& tensor) {
   std::vector<int64_t> strides(tensor.dim());
-  for (int64_t i = 0; i < tensor.dim(); ++i) strides[i] = tensor.stride(i);
+  for (size_t i = 0; i < strides.size(); ++i) strides[i] = tensor.stride(i);
   return strides;
 }
 
