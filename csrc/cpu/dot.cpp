@@ -77,29 +77,20 @@ std::vector<Piece> cut(const std::vector<Region>& regions) {
 
 // Weights that a layer reads for the first time come from far away, since the layers before it have
 // filled the caches with theirs. So each piece asks for its share of the next chunk's, unless it is
-// the only one: then all of them stream by once, which the CPU's own prefetchers see.
+// the only one: then all of them stream by once, which the CPU's own prefetchers see. Into L2: what
+// is being read fills L1.
 void prefetch_weights(const Word* words, int64_t count, int64_t part, int64_t parts) {
   constexpr int64_t kLineWords = 64 / sizeof(Word);
   const int64_t lines = count / kLineWords;
   for (int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line)
-    __builtin_prefetch(words + line * kLineWords);
+    __builtin_prefetch(words + line * kLineWords, 0, 2);
 }
 
 // The values that sums become, if not bits: [positions, channels] of `size` bytes each.
 struct Results {
   const void* values;
-  int64_t channels;
-  size_t size;
+  int64_t channels, size;
 };
-
-// A large result lies in no cache. So a tile asks for its lines before its products.
-void prefetch_results(const Results& results, int64_t position, int64_t channel, int64_t count) {
-  constexpr int64_t kLine = 64;
-  const char* first = static_cast<const char*>(results.values) +
-                      (position * results.channels + channel) * results.size;
-  for (int64_t byte = 0; byte < count * static_cast<int64_t>(results.size); byte += kLine)
-    __builtin_prefetch(first + byte, 1);
-}
 
 // Calls compute(const DotTile&, const SumTile&) for all tiles, from several threads.
 template <typename Compute>
@@ -119,6 +110,7 @@ void run(const Dot& dot, const Results& results, const Compute& compute) {
         for (int64_t i = 0; i < kTileWindows; ++i) rows[i] = sums + i * kTileChannels;
         const Word* windows[kTileWindows];
         int64_t positions[kTileWindows];
+        const char* result_rows[kTileWindows];
         for (int64_t task = begin; task < end; ++task) {
           // Pieces turn fastest, so that one chunk's weights stay in the cache.
           const Piece& piece = pieces[task % piece_count];
@@ -150,10 +142,11 @@ void run(const Dot& dot, const Results& results, const Compute& compute) {
           }
           if (results.values)
             for (int64_t i = 0; i < piece.count; ++i)
-              prefetch_results(results, positions[i], first_channel, channels);
+              result_rows[i] = static_cast<const char*>(results.values) +
+                               (positions[i] * results.channels + first_channel) * results.size;
           compute({windows, piece.count, dot.steps.data() + region.first_step, region.step_count,
                    region.step_words, weight, dot.block_words, (channels + kBlock - 1) / kBlock,
-                   region.k, rows},
+                   region.k, rows, results.values ? result_rows : nullptr, results.size},
                   {sums, positions, piece.count, first_channel, channels});
         }
       });
@@ -198,7 +191,8 @@ std::vector<Tensor> dot_fused(const Room& room, const Dot& dot, std::vector<int6
                              whole_words);
   const Kernels& level = kernels();
   const Epilogue& epilogue = outputs.epilogue();
-  const Results results = {epilogue.floats, epilogue.channels, size_of(epilogue.type)};
+  const Results results = {epilogue.floats, epilogue.channels,
+                           static_cast<int64_t>(size_of(epilogue.type))};
   run(dot, results, [&](const DotTile& tile, const SumTile& sums) {
     level.dot.dot(tile);
     level.epilogue.floats(epilogue, sums);

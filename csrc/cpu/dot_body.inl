@@ -167,7 +167,11 @@ void dot_windows(const DotTile& tile, int64_t window, int64_t vector, const Step
     operands.weights[v] = tile.weight + channel / kBlock * tile.block_stride + channel % kBlock;
   }
   for (; window + kRowCount <= tile.window_count; window += kRowCount) {
-    for (int r = 0; r < kRowCount; ++r) operands.windows[r] = tile.windows[window + r];
+    for (int r = 0; r < kRowCount; ++r) {
+      operands.windows[r] = tile.windows[window + r];
+      for (int v = 0; tile.results && v < kVectorCount; ++v)
+        tile.prefetch_result(window + r, (vector + v) * kLanes);
+    }
     dot_panel(operands, step_count, k, tile.sums + window, vector * kLanes);
   }
   if constexpr (kRowCount > 1)

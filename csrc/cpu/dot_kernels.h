@@ -32,6 +32,14 @@ struct DotTile {
   int64_t blocks;        // at most kTileBlocks
   int32_t k;             // real bits in a window
   int32_t* const* sums;  // where those of each window go: kTileChannels, aligned to 64 bytes
+
+  // A large result lies in no cache: so its lines are asked for some time before they are written.
+  const char* const* results;  // where those of each window will go, or null
+  int64_t result_size;         // bytes per channel
+
+  void prefetch_result(int64_t window, int64_t channel) const {
+    __builtin_prefetch(results[window] + channel * result_size, 1);
+  }
 };
 
 struct DotKernels {

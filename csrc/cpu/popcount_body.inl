@@ -7,7 +7,12 @@
 
 static_assert(kLanes == kBlock && 2 * kBlock == kWordBits, "two vectors make a word of bits");
 
-constexpr int kPopcountRows = 4;  // windows in registers at once
+// Windows in registers at once. More of them share what a group takes to begin and to end, but need
+// more addresses than there are registers, which only longer steps outweigh; and sums that are
+// written should not come all at once.
+constexpr int kSumRows = 4;
+template <int kStepWords>
+constexpr int kBitRows = kStepWords == 4 ? 8 : 4;
 
 // Weights of a panel are read again for every window and stay in the L1 cache.
 constexpr int64_t kPopcountWords = (24 << 10) / (2 * kBlock * sizeof(Word));
@@ -48,8 +53,8 @@ template <int kStepWords, int kRowCount, int kVectorCount>
     }
 }
 
-// Calls run.rows<n>(window) for n windows at a time, kPopcountRows or not many fewer.
-template <int kRowCount = kPopcountRows, typename Run>
+// Calls run.rows<n>(window) for n windows at a time, kMost or not many fewer.
+template <int kRowCount, typename Run>
 void for_rows(const Run& run, int64_t window, int64_t count) {
   if constexpr (kRowCount > 0) {
     if (count == kRowCount)
@@ -58,12 +63,12 @@ void for_rows(const Run& run, int64_t window, int64_t count) {
       for_rows<kRowCount - 1>(run, window, count);
   }
 }
-template <typename Run>
+template <int kMost, typename Run>
 void for_windows(const Run& run, int64_t windows) {
-  const int64_t parts = (windows + kPopcountRows - 1) / kPopcountRows;
+  const int64_t parts = (windows + kMost - 1) / kMost;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = windows * part / parts;
-    for_rows(run, first, windows * (part + 1) / parts - first);
+    for_rows<kMost>(run, first, windows * (part + 1) / parts - first);
   }
 }
 
@@ -78,6 +83,13 @@ struct PopcountSums {
 
   template <int kRowCount>
   void rows(int64_t window) const {
+    if (tile.results) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRowCount; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectorCount; ++v)
+          tile.prefetch_result(window + r, (block + v) * kBlock);
+    }
     Bits count[kRowCount][kVectorCount];
     count_bits<kStepWords>(tile, window, block, steps, step_count, count);
 #pragma GCC unroll 8
@@ -102,9 +114,11 @@ void popcount_sums(const DotTile& tile) {
     const int32_t* const k = panel == 0 ? &tile.k : nullptr;
     int64_t block = 0;
     for (; block + 2 <= tile.blocks; block += 2)
-      for_windows(PopcountSums<kStepWords, 2>{tile, block, steps, count, k}, tile.window_count);
+      for_windows<kSumRows>(PopcountSums<kStepWords, 2>{tile, block, steps, count, k},
+                            tile.window_count);
     if (block < tile.blocks)
-      for_windows(PopcountSums<kStepWords, 1>{tile, block, steps, count, k}, tile.window_count);
+      for_windows<kSumRows>(PopcountSums<kStepWords, 1>{tile, block, steps, count, k},
+                            tile.window_count);
   }
 }
 
@@ -156,14 +170,14 @@ void popcount_words(const Thresholds& thresholds, const DotTile& tile, const Sum
       const Bits within = _mm512_min_epi32(_mm512_max_epi32(t, least), over);
       most[v] = _mm512_srai_epi32(_mm512_sub_epi32(k, within), 1);
     }
-    for_windows(PopcountBits<kStepWords>{tile,
-                                         sums,
-                                         block,
-                                         {most[0], most[1]},
-                                         thresholds.invert[word],
-                                         thresholds.bits + word,
-                                         word_count(thresholds.channels)},
-                tile.window_count);
+    const PopcountBits<kStepWords> run = {tile,
+                                          sums,
+                                          block,
+                                          {most[0], most[1]},
+                                          thresholds.invert[word],
+                                          thresholds.bits + word,
+                                          word_count(thresholds.channels)};
+    for_windows<kBitRows<kStepWords>>(run, tile.window_count);
   }
 }
 
