@@ -133,57 +133,64 @@ void popcount_dot(const DotTile& tile) {
 
 // One word of bits for each window. A sum is at least t if the bits that differ are at most
 // (k - t) / 2.
-template <int kStepWords>
+template <int kStepWords, int kVectorCount>
 struct PopcountBits {
   const DotTile& tile;
   const SumTile& sums;
   int64_t block;
-  Bits most[2];
+  Bits most[kVectorCount];
   Word invert;
   Word* bits;
   int64_t row_words;
 
+  PopcountBits(const Thresholds& thresholds, const DotTile& dot_tile, const SumTile& sum_tile,
+               int64_t first_block)
+      : tile(dot_tile), sums(sum_tile), block(first_block) {
+    const Bits least = _mm512_set1_epi32(-tile.k), k = _mm512_set1_epi32(tile.k);
+    const Bits over = _mm512_add_epi32(k, _mm512_set1_epi32(1));
+    const Bits never = _mm512_set1_epi32(-1);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectorCount; ++v) {
+      const int64_t channel = (block + v) * kBlock;
+      // Beyond all sums a threshold is as good as just beyond them, where k - t cannot overflow.
+      const Bits t = _mm512_loadu_si512(thresholds.threshold + sums.first_channel + channel);
+      const Bits within = _mm512_min_epi32(_mm512_max_epi32(t, least), over);
+      most[v] = _mm512_mask_srai_epi32(never, first_lanes(sums.channels - channel),
+                                       _mm512_sub_epi32(k, within), 1);
+    }
+    const int64_t word = (sums.first_channel + block * kBlock) / kWordBits;
+    invert = thresholds.invert[word];
+    bits = thresholds.bits + word;
+    row_words = word_count(thresholds.channels);
+  }
+
   template <int kRowCount>
   void rows(int64_t window) const {
-    Bits count[kRowCount][2];
+    Bits count[kRowCount][kVectorCount];
     count_bits<kStepWords>(tile, window, block, tile.steps, tile.step_count, count);
 #pragma GCC unroll 8
     for (int r = 0; r < kRowCount; ++r) {
-      const Word low = _mm512_cmple_epi32_mask(count[r][0], most[0]);
-      const Word high = _mm512_cmple_epi32_mask(count[r][1], most[1]);
-      bits[sums.positions[window + r] * row_words] = (low | high << kBlock) ^ invert;
+      __mmask32 word = _mm512_cmple_epi32_mask(count[r][0], most[0]);
+      if constexpr (kVectorCount == 2)
+        word = _mm512_kunpackw(_mm512_cmple_epi32_mask(count[r][1], most[1]), word);
+      bits[sums.positions[window + r] * row_words] = word ^ invert;
     }
   }
 };
 
 template <int kStepWords>
 void popcount_words(const Thresholds& thresholds, const DotTile& tile, const SumTile& sums) {
-  const Bits least = _mm512_set1_epi32(-tile.k), k = _mm512_set1_epi32(tile.k);
-  const Bits over = _mm512_add_epi32(k, _mm512_set1_epi32(1));
-  for (int64_t block = 0; block < tile.blocks; block += 2) {
-    const int64_t channel = sums.first_channel + block * kBlock, word = channel / kWordBits;
-    Bits most[2];
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
-      // Beyond all sums a threshold is as good as just beyond them, where k - t cannot overflow.
-      const Bits t = _mm512_loadu_si512(thresholds.threshold + channel + v * kBlock);
-      const Bits within = _mm512_min_epi32(_mm512_max_epi32(t, least), over);
-      most[v] = _mm512_srai_epi32(_mm512_sub_epi32(k, within), 1);
-    }
-    const PopcountBits<kStepWords> run = {tile,
-                                          sums,
-                                          block,
-                                          {most[0], most[1]},
-                                          thresholds.invert[word],
-                                          thresholds.bits + word,
-                                          word_count(thresholds.channels)};
-    for_windows<kBitRows<kStepWords>>(run, tile.window_count);
-  }
+  int64_t block = 0;
+  for (; block + 2 <= tile.blocks; block += 2)
+    for_windows<kBitRows<kStepWords>>(PopcountBits<kStepWords, 2>(thresholds, tile, sums, block),
+                                      tile.window_count);
+  if (block < tile.blocks)
+    for_windows<kBitRows<kStepWords>>(PopcountBits<kStepWords, 1>(thresholds, tile, sums, block),
+                                      tile.window_count);
 }
 
 void popcount_bits(const Thresholds& thresholds, const DotTile& tile, const SumTile& sums) {
-  const bool one_panel = tile.step_count * tile.step_words <= kPopcountWords;
-  if (!one_panel || sums.channels % kWordBits != 0) {
+  if (tile.step_count * tile.step_words > kPopcountWords) {
     popcount_dot(tile);
     compare_sums(thresholds, sums);
   } else if (tile.step_words == 4) {
