@@ -148,7 +148,7 @@ struct PopcountBits {
       : tile(dot_tile), sums(sum_tile), block(first_block) {
     const Bits least = _mm512_set1_epi32(-tile.k), k = _mm512_set1_epi32(tile.k);
     const Bits over = _mm512_add_epi32(k, _mm512_set1_epi32(1));
-    const Bits never = _mm512_set1_epi32(-1);
+    const Bits never = _mm512_set1_epi32(-1);  // for lanes behind the last channel
 #pragma GCC unroll 2
     for (int v = 0; v < kVectorCount; ++v) {
       const int64_t channel = (block + v) * kBlock;
